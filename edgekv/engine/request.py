@@ -1,0 +1,69 @@
+"""What the engine is asked to do: whole-context token ids in, events out. No text but stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekv.events import CacheUse, Event, Result
+
+Emit = Callable[["Event"], None]
+IsCancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. `temperature=0` is greedy; `top_k=0`, `top_p=1`, `min_p=0` are off."""
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation.
+
+    `sequence_id` names the KV (16 bytes, one per conversation; its branches share it); `token_ids` is the
+    whole context. `durable` allows the disk tier. `stop_ids` end generation and are not part of the text.
+    """
+
+    sequence_id: bytes
+    token_ids: Sequence[int]
+    durable: bool
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    submitted_at: float | None = None  # time.perf_counter() at send(); time to first token runs from here
+
+
+class EngineLike(Protocol):
+    """What the runtime needs of an engine; called from one thread only, but for `cache_use`."""
+
+    def generate(self, request: Request, emit: Emit, is_cancelled: IsCancelled) -> Result:
+        """Run one request; emits PrefillProgress, TextDelta and Notice (the caller adds Done).
+
+        A cancelled run returns normally with finish_reason "cancelled" and what was generated. All full
+        leaves are handed to the disk tier before it returns when the request is durable.
+        """
+        ...
+
+    def release(self, sequence_id: bytes, *, forget: bool) -> None:
+        """Drop the sequence from device and host; with `forget`, from disk as well."""
+        ...
+
+    def cache_use(self) -> CacheUse:
+        """Bytes per tier now and at their peaks (any thread)."""
+        ...
+
+    def close(self) -> None:
+        """Flush what is durable and free all memory."""
+        ...

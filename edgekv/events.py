@@ -1,0 +1,95 @@
+"""What the runtime tells its callers: typed events while it works, one typed result at the end.
+
+Frozen data only; no torch, no I/O. A front end reads these and `stats.snapshot()`, nothing deeper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "context"]
+Exactness = Literal["exact", "selected", "compressed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one call.
+
+    `prompt_tokens` is the whole context, reused included; `reused_tokens` are the positions whose KV
+    was not computed in this call.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    reused_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds and rates of one call. Time to first token runs from the call's submission."""
+
+    ttft_s: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """Bytes of KV per tier when the call ended, the process-wide peaks, and what was damaged on disk."""
+
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    device_peak_bytes: int = 0
+    host_peak_bytes: int = 0
+    disk_peak_bytes: int = 0
+    damaged_leaves: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One finished, stopped or cancelled answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    exactness: Exactness = "exact"
+    cache: CacheUse = field(default_factory=CacheUse)
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """Prefill has `done` of `total` context tokens in the cache; `reused` of them were not computed."""
+
+    done: int
+    total: int
+    reused: int
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Newly generated text, always whole characters."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know and need not act on: a fallback, a full disk, a recomputed leaf."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last event of every stream."""
+
+    result: Result
+
+
+Event = PrefillProgress | TextDelta | Notice | Done
