@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from edgekv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +20,10 @@ IsCancelled = Callable[[], bool]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. `temperature=0` is greedy; `top_k=0`, `top_p=1`, `min_p=0` are off."""
+    """How the next token is drawn. `temperature=0` is greedy; `top_k=0`, `top_p=1`, `min_p=0` are off.
+
+    Raises ConfigError for a value out of its range.
+    """
 
     temperature: float = 0.7
     top_k: int = 0
@@ -25,6 +31,19 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "0 or more", 0 <= self.temperature < math.inf)
+        _check("top_k", self.top_k, "0 (off) or more", self.top_k >= 0)
+        _check("top_p", self.top_p, "above 0 and at most 1 (off)", 0 < self.top_p <= 1)
+        _check("min_p", self.min_p, "between 0 (off) and 1", 0 <= self.min_p <= 1)
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, "above 0 (1 is off)", 0 < penalty < math.inf)
+
+
+def _check(name: str, value: float, allowed: str, holds: bool) -> None:
+    if not holds:
+        raise ConfigError(f"{name} is {value}; it has to be {allowed}")
 
 
 @dataclass(frozen=True, slots=True)
