@@ -1,0 +1,42 @@
+"""Arithmetic of the decoder and of the KV path: one signature per operation, several forms behind it.
+
+Knows tensors, packed weights and pool slots. Knows no model, no cache, no tier and no policy.
+
+Every operation has a plain torch fp32 form (`reference/`), a compiled CPU form (`native/`) and a Triton form
+for CUDA (`triton/`). The form is chosen once per device kind and can be forced (`use`, `forced`).
+"""
+
+from edgekv_kernels.attention import attend_block, attend_leaves
+from edgekv_kernels.dispatch import describe, forced, use
+from edgekv_kernels.gating import swiglu
+from edgekv_kernels.kv import LEAF_TOKENS, append_kv
+from edgekv_kernels.matmul import matmul4, matmul8, matmul16
+from edgekv_kernels.merging import merge, merge_
+from edgekv_kernels.norm import rms_norm
+from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
+from edgekv_kernels.rope import rope_
+from edgekv_kernels.unpack import unpack4, unpack8
+
+__all__ = [
+    "LEAF_TOKENS",
+    "Packed4",
+    "Packed8",
+    "append_kv",
+    "attend_block",
+    "attend_leaves",
+    "describe",
+    "forced",
+    "matmul4",
+    "matmul8",
+    "matmul16",
+    "merge",
+    "merge_",
+    "rms_norm",
+    "rope_",
+    "swiglu",
+    "take_rows4",
+    "take_rows8",
+    "unpack4",
+    "unpack8",
+    "use",
+]

@@ -1,0 +1,37 @@
+"""Writing keys and values into pool slots: host side.
+
+A pool is [num_slots, 2, Hkv, 16, D] bfloat16: a slot holds one leaf of one layer, keys then values.
+Knows slots. Does not know which sequence a slot belongs to, nor who may write it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from edgekv_kernels import dispatch
+from edgekv_kernels.reference import kv as reference
+
+LEAF_TOKENS = 16
+
+
+def append_kv(pool: torch.Tensor, slots: torch.Tensor, offset: int, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Write tokens offset .. offset+T over the listed slots, rounded to nearest even.
+
+    Token t goes to slot `slots[(offset + t) // 16]`, row `(offset + t) % 16`. slots: int32 [n] on the pool's
+    device; k, v: float32 [T, Hkv, D], heads contiguous (a slice of fused rows will do).
+    """
+    num_tokens = k.shape[0]
+    assert k.shape == v.shape, (k.shape, v.shape)
+    assert k.shape[1:] == (pool.shape[2], pool.shape[4]), (k.shape, pool.shape)
+    assert 0 <= offset <= slots.shape[0] * LEAF_TOKENS - num_tokens, (offset, num_tokens, slots.shape)
+    if num_tokens == 0:
+        return
+    form = dispatch.form_of(pool)
+    if form == "native":
+        reference.append_kv(pool, slots, offset, k, v)
+    elif form == "triton":
+        from edgekv_kernels.triton import kv as triton_form
+
+        triton_form.append_kv(pool, slots, offset, k, v)
+    else:
+        reference.append_kv(pool, slots, offset, k, v)
