@@ -1,0 +1,59 @@
+"""edgekv_storage: bytes on disk. Segments of KV that verify themselves, transcripts that survive.
+
+Knows neither torch nor the runtime; see docs/format.md for the bytes.
+"""
+
+from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.datadir import DataDir
+from edgekv_storage.errors import (
+    DiskFull,
+    Locked,
+    NameTaken,
+    NoSuchConversation,
+    QuotaExceeded,
+    StorageError,
+    StoreClosed,
+    StoreOff,
+    TranscriptDamaged,
+    UnknownFormat,
+    Unwritable,
+    WriteFailed,
+)
+from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
+from edgekv_storage.keys import leaf_keys
+from edgekv_storage.store import IO_CHOICES, Store, StoreStats
+from edgekv_storage.transcripts import ConversationRow, Transcripts, TurnRow
+from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
+
+__all__ = [
+    "IO_CHOICES",
+    "KEY_BYTES",
+    "LEAF_TOKENS",
+    "PAGE",
+    "ConversationRow",
+    "DataDir",
+    "DiskFull",
+    "Layout",
+    "LeafFault",
+    "LeafPlace",
+    "LeafRead",
+    "Locked",
+    "NameTaken",
+    "NoSuchConversation",
+    "Problem",
+    "QuotaExceeded",
+    "StorageError",
+    "Store",
+    "StoreClosed",
+    "StoreOff",
+    "StoreStats",
+    "TranscriptDamaged",
+    "Transcripts",
+    "Transfer",
+    "TurnRow",
+    "UnknownFormat",
+    "Unwritable",
+    "WriteFailed",
+    "check_segment",
+    "leaf_keys",
+]

@@ -1,0 +1,58 @@
+"""Group commit: one fdatasync per 64 MiB or two seconds of appends, in a thread of its own.
+
+Knows when; not what is flushed nor how.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FLUSH_BYTES = 64 << 20
+FLUSH_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+
+
+class Flusher:
+    """Calls `flush` soon after `wrote`; the thread starts with the first write."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+        self._bytes = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def wrote(self, num_bytes: int) -> None:
+        """Counts bytes that are not on the drive yet."""
+        with self._changed:
+            self._bytes += num_bytes
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="edgekv-flush", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stops the thread; what was written last is the caller's to flush."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._bytes > 0)
+                self._changed.wait_for(lambda: self._is_closed or self._bytes >= FLUSH_BYTES, FLUSH_SECONDS)
+                if self._is_closed:
+                    return
+                self._bytes = 0
+            try:
+                self._flush()
+            except Exception:  # the thread's edge: the next append must still be flushed
+                _log.exception("flushing the store failed")

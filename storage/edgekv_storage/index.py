@@ -1,0 +1,217 @@
+"""index.db: where records lie, so that opening a big store reads rows instead of segments.
+
+Disposable: every row carries a checksum and is believed only as far as the segment confirms it; a damaged or
+missing file is rebuilt from the segments. Knows SQLite; not what is in a leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from edgekv_storage.files import open_private
+from edgekv_storage.format import KEY_BYTES, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, header BLOB, end INTEGER, bytes INTEGER,
+    sealed INTEGER, records INTEGER, damaged INTEGER, sum INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (segment INTEGER, number INTEGER, offset INTEGER, bytes INTEGER,
+    tables INTEGER, keys BLOB, sum INTEGER, PRIMARY KEY (segment, number)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead (segment INTEGER, number INTEGER, leaf INTEGER,
+    PRIMARY KEY (segment, number, leaf)) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+"""
+
+
+class IndexBroken(Exception):
+    """SQLite or a row's checksum says that index.db cannot be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRow:
+    """A segment as last committed; `header` is its packed header without the padding."""
+
+    name: str
+    header: bytes
+    end: int
+    file_bytes: int
+    is_sealed: bool
+    num_records: int
+    num_damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRow:
+    """A record as last committed."""
+
+    segment: int
+    number: int
+    entry: Entry
+    keys: list[bytes]
+
+
+def _sum(*values: object) -> int:
+    return xxhash.xxh3_64_intdigest(repr(values).encode()) >> 1  # SQLite integers are signed
+
+
+class Index:
+    """Any thread; a lock inside. Every method raises IndexBroken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self.bytes_written = 0
+        self._wal = path.with_name(path.name + "-wal")
+        with self._guard():
+            self._db = self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(open_private(self.path, os.O_RDWR | os.O_CREAT))
+        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA secure_delete = ON")
+        if db.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
+            db.close()
+            raise IndexBroken("index.db is of another version")
+        db.executescript(_SCHEMA)
+        return db
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, TypeError, ValueError) as error:
+                raise IndexBroken(f"index.db: {error}") from error
+
+    def segments(self) -> list[SegmentRow]:
+        """Every segment row."""
+        with self._guard():
+            found = self._db.execute("SELECT * FROM segments").fetchall()
+            return [_segment_row(_checked(row)) for row in found]
+
+    def records(self, segments: Iterable[int]) -> list[RecordRow]:
+        """Rows of the given segments, in the order they were written."""
+        with self._guard():
+            rows: list[RecordRow] = []
+            for segment in segments:
+                query = "SELECT * FROM records WHERE segment = ? ORDER BY number"
+                rows += [_record_row(_checked(row)) for row in self._db.execute(query, (segment,))]
+            return rows
+
+    def dead(self, segments: Iterable[int]) -> set[tuple[int, int, int]]:
+        """(segment, record, leaf) that failed their checksum once."""
+        query = "SELECT segment, number, leaf FROM dead WHERE segment = ?"
+        with self._guard():
+            return {row for segment in segments for row in self._db.execute(query, (segment,))}
+
+    def commit(
+        self,
+        segments: Iterable[SegmentRow] = (),
+        records: Iterable[RecordRow] = (),
+        dead: Iterable[tuple[int, int, int]] = (),
+    ) -> None:
+        """One transaction."""
+        with self._guard(), self._transaction():
+            self._db.executemany(
+                "REPLACE INTO segments VALUES (?,?,?,?,?,?,?,?)", map(_segment_values, segments)
+            )
+            self._db.executemany("REPLACE INTO records VALUES (?,?,?,?,?,?,?)", map(_record_values, records))
+            self._db.executemany("INSERT OR IGNORE INTO dead VALUES (?,?,?)", dead)
+
+    def drop(self, segments: Iterable[tuple[str, int]], *, wipe: bool = False) -> None:
+        """Removes segments (name, id) and their rows; with `wipe` also from SQLite's own journal."""
+        with self._guard():
+            with self._transaction():
+                for name, segment in segments:
+                    self._db.execute("DELETE FROM segments WHERE name = ?", (name,))
+                    self._db.execute("DELETE FROM records WHERE segment = ?", (segment,))
+                    self._db.execute("DELETE FROM dead WHERE segment = ?", (segment,))
+            if wipe:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def clear(self) -> None:
+        """Removes every row."""
+        with self._guard(), self._transaction():
+            for table in ("segments", "records", "dead"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (fixed names)
+
+    def close(self) -> None:
+        """Never raises."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        before = self._wal_bytes()
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        after = self._wal_bytes()
+        self.bytes_written += after - before if after >= before else after
+
+    def _wal_bytes(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except OSError:
+            return 0
+
+
+def remove(path: Path) -> None:
+    """Deletes an index and SQLite's files beside it."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    if row[-1] != _sum(*row[:-1]):
+        raise IndexBroken("index.db: a row does not match its checksum")
+    return row[:-1]
+
+
+def _segment_values(row: SegmentRow) -> tuple[Any, ...]:
+    values = (
+        row.name,
+        row.header,
+        row.end,
+        row.file_bytes,
+        int(row.is_sealed),
+        row.num_records,
+        row.num_damaged,
+    )
+    return (*values, _sum(*values))
+
+
+def _segment_row(row: tuple[Any, ...]) -> SegmentRow:
+    name, header, end, file_bytes, sealed, records, damaged = row
+    return SegmentRow(name, header, end, file_bytes, bool(sealed), records, damaged)
+
+
+def _record_values(row: RecordRow) -> tuple[Any, ...]:
+    entry = row.entry
+    keys = b"".join(row.keys)
+    values = (row.segment, row.number, entry.offset, entry.record_bytes, entry.table_bytes, keys)
+    return (*values, _sum(*values))
+
+
+def _record_row(row: tuple[Any, ...]) -> RecordRow:
+    segment, number, offset, record_bytes, table_bytes, joined = row
+    keys = [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
+    return RecordRow(segment, number, Entry(offset, record_bytes, table_bytes, len(keys)), keys)

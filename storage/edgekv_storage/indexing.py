@@ -1,0 +1,165 @@
+"""The store's dealings with index.db: opened or made anew, told what is safe, done without when it fails.
+
+Knows index and catalog. A failing index never fails the store: it is dropped, one notice says so, and the next
+start rebuilds it from the segments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from edgekv_storage.files import SegmentFile
+from edgekv_storage.index import Index, IndexBroken, RecordRow, remove
+from edgekv_storage.recover import record_rows, segment_row
+from edgekv_storage.segment import scan
+from edgekv_storage.transfer import LeafPlace
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+    from pathlib import Path
+
+    from edgekv_storage.catalog import Catalog
+    from edgekv_storage.index import SegmentRow
+    from edgekv_storage.segment import Segment
+
+
+class Indexing:
+    """Rows waiting until their bytes are on the drive, and the index they go to. Guarded by the catalog's lock."""
+
+    def __init__(self, path: Path, catalog: Catalog, notices: list[str]) -> None:
+        self._path = path
+        self._catalog = catalog
+        self._notices = notices
+        self._index: Index | None = None
+        self._pending: list[RecordRow] = []
+        self._touched: dict[int, Segment] = {}
+        self._newly_dead: set[LeafPlace] = set()
+        self.segment_rows = self._open()
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes appended to SQLite's journal."""
+        return self._index.bytes_written if self._index is not None else 0
+
+    def _open(self) -> list[SegmentRow]:
+        """A broken index is deleted and made anew, once."""
+        for is_last in (False, True):
+            index: Index | None = None
+            try:
+                index = Index(self._path)
+                rows = index.segments()
+            except (IndexBroken, OSError) as reason:
+                if index is not None:
+                    index.close()
+                if is_last:
+                    self._notices.append(
+                        f"going on without an index ({reason}): every start scans the segments"
+                    )
+                    break
+                self._notices.append(f"the index is rebuilt from the segments ({reason})")
+                remove(self._path)
+            else:
+                self._index = index
+                return rows
+        return []
+
+    def indexed(self, segment_id: int) -> list[RecordRow]:
+        """Rows of one segment, empty where the index fails."""
+        try:
+            return self._index.records([segment_id]) if self._index is not None else []
+        except IndexBroken as reason:
+            self.lose(str(reason))
+            return []
+
+    def rows_of(self, segments: list[Segment]) -> list[RecordRow]:
+        """Every record of the segments: from the index, from the segments where it fails. Fills `catalog.dead`."""
+        ids = [s.header.segment for s in segments]
+        if self._index is not None:
+            try:
+                rows = self._index.records(ids)
+                self._catalog.dead |= {LeafPlace(*place) for place in self._index.dead(ids)}
+                if len(rows) == sum(s.num_records - s.num_damaged for s in segments):
+                    return rows
+                self.lose("rows are missing")
+            except IndexBroken as reason:
+                self.lose(str(reason))
+        rows = []
+        for segment in segments:
+            with contextlib.suppress(OSError):  # a file that is gone has no leaves
+                found = scan(SegmentFile(segment.path, use_direct=False), segment.header)
+                rows += record_rows(segment.header.segment, found)
+        return rows
+
+    def appended(self, segment: Segment, row: RecordRow) -> None:
+        """A record to be indexed once it is on the drive."""
+        self._pending.append(row)
+        self._touched[row.segment] = segment
+
+    def died(self, places: Iterable[LeafPlace]) -> None:
+        """Leaves not to be found after a restart either."""
+        self._newly_dead.update(places)
+
+    def commit_synced(self) -> None:
+        """Commits the rows of what has reached the drive."""
+        with self._catalog.lock:
+            ready: list[RecordRow] = []
+            later: list[RecordRow] = []
+            for row in self._pending:
+                segment = self._catalog.segments[row.segment]
+                is_safe = row.entry.offset + row.entry.record_bytes <= segment.synced
+                (ready if is_safe else later).append(row)
+            self._pending = later
+            touched = list(self._touched.values())
+            self._touched = {s.header.segment: s for s in touched if not s.is_sealed}
+            dead, self._newly_dead = self._newly_dead, set()
+        if ready or dead or any(s.is_sealed for s in touched):
+            self.commit(touched, ready, dead)
+
+    def commit(
+        self,
+        segments: Sequence[Segment],
+        records: Sequence[RecordRow],
+        dead: Collection[LeafPlace] = (),
+        gone: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """Writes rows now; `gone` are segments (name, id) that exist no more."""
+        index = self._index
+        if index is None:
+            return
+        try:
+            if gone:
+                index.drop(gone)
+            if segments or records or dead:
+                index.commit(
+                    [segment_row(s) for s in segments], records, [(p.segment, p.record, p.leaf) for p in dead]
+                )
+        except IndexBroken as reason:
+            self.lose(str(reason))
+
+    def forget(self, segments: list[Segment]) -> None:
+        """Removes segments, from SQLite's journal too."""
+        ids = {segment.header.segment for segment in segments}
+        self._pending = [row for row in self._pending if row.segment not in ids]
+        self._touched = {i: s for i, s in self._touched.items() if i not in ids}
+        self._newly_dead = {place for place in self._newly_dead if place.segment not in ids}
+        index = self._index
+        if index is not None:
+            try:
+                index.drop([(s.path.name, s.header.segment) for s in segments], wipe=True)
+            except IndexBroken as reason:
+                self.lose(str(reason))
+
+    def lose(self, reason: str) -> None:
+        """Goes on without an index."""
+        index, self._index = self._index, None
+        if index is not None:
+            self._notices.append(f"the index failed ({reason}); the next start rebuilds it from the segments")
+            index.close()
+            with contextlib.suppress(OSError):
+                remove(self._path)
+
+    def close(self) -> None:
+        """Never raises."""
+        if self._index is not None:
+            self._index.close()

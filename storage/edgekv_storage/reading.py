@@ -1,0 +1,92 @@
+"""Small helpers of reading: open files by segment, and the read of one record's tables.
+
+Knows files and records; not what is looked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from edgekv_storage.files import SegmentFile
+from edgekv_storage.format import RECORD_BYTES, Malformed
+from edgekv_storage.io.protocol import ReadJob
+from edgekv_storage.record import RecordTables, parse_tables
+
+if TYPE_CHECKING:
+    from edgekv_storage.catalog import Known
+    from edgekv_storage.format import SegmentHeader
+    from edgekv_storage.segment import Segment
+
+_MAX_FILES = 128  # two descriptors each, well below the usual limit of 1,024
+
+
+class FileCache:
+    """Open segments, the least recently used let go; readers in flight keep theirs open."""
+
+    def __init__(self, *, use_direct: bool) -> None:
+        self._use_direct = use_direct
+        self._lock = threading.Lock()
+        self._files: OrderedDict[int, SegmentFile] = OrderedDict()
+
+    def get(self, segment: Segment) -> SegmentFile:
+        """The segment's file; opened by its first use."""
+        key = segment.header.segment
+        with self._lock:
+            file = self._files.get(key)
+            if file is None:
+                file = self._files[key] = SegmentFile(segment.path, use_direct=self._use_direct)
+                if len(self._files) > _MAX_FILES:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(key)
+            return file
+
+    def drop(self, segment_id: int) -> None:
+        """Lets go of a segment that is deleted."""
+        with self._lock:
+            self._files.pop(segment_id, None)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        with self._lock:
+            self._files.clear()
+
+
+class TablesRead(ReadJob):
+    """Reads and verifies the tables of one record; `wait` says whether `known.tables` is there."""
+
+    __slots__ = ("_data", "_done", "_error", "_header", "_number", "known")
+
+    def __init__(self, file: SegmentFile, header: SegmentHeader, number: int, known: Known) -> None:
+        self._data = bytearray(RECORD_BYTES + known.entry.table_bytes)
+        super().__init__(file, known.entry.offset, [memoryview(self._data)], buffered=True)
+        self._header = header
+        self._number = number
+        self._error: OSError | None = None
+        self._done = threading.Event()
+        self.known = known
+
+    def is_wanted(self) -> bool:
+        """Always."""
+        return True
+
+    def finish(self, error: OSError | None) -> None:
+        """Wakes the waiter, in whose thread the tables are verified."""
+        self._error = error
+        self._done.set()
+
+    def wait(self) -> bool:
+        """False when the record cannot be believed."""
+        self._done.wait()
+        if self._error is not None:
+            return False
+        try:
+            tables: RecordTables = parse_tables(bytes(self._data), self._header, self._number)
+        except Malformed:
+            return False
+        if tables.keys != self.known.keys or tables.entry(self.offset) != self.known.entry:
+            return False
+        self.known.tables = tables
+        return True

@@ -1,0 +1,186 @@
+"""From files to segments at open: believe the index where the files agree, scan where they do not.
+
+Knows segment files and the index; decides nothing about their leaves. What is not ours or newer is left
+alone; what is ours and unreadable goes to quarantine/. Each such case gives one line of notice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgekv_storage.files import NO_ROOM, SegmentFile, open_private
+from edgekv_storage.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
+from edgekv_storage.index import RecordRow, SegmentRow
+from edgekv_storage.segment import Segment, read_header, scan, segment_name, write_footer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from edgekv_storage.segment import Scan
+
+_NAME = re.compile(r"seg-[0-9a-f]{16}-[0-9a-f]{16}\.kv")
+
+
+@dataclass(slots=True)
+class Found:
+    """What lies in a directory, and what the index has to learn of it."""
+
+    segments: list[Segment] = field(default_factory=list)
+    changed: list[Segment] = field(default_factory=list)
+    records: list[RecordRow] = field(default_factory=list)
+    gone: list[tuple[str, int]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    highest_id: int = 0  # also of files left alone: their ids are not given again
+
+
+def segment_row(segment: Segment) -> SegmentRow:
+    """The index row of a segment as it is now; an open one counts only as far as it is synced."""
+    entries = segment.entries or []
+    end, records = segment.end, segment.num_records
+    if not segment.is_sealed and segment.synced < end:
+        end = max(segment.synced, PAGE)
+        records = sum(e.offset + e.record_bytes <= end for e in entries)
+    return SegmentRow(
+        segment.path.name,
+        segment.header.pack()[:SEGMENT_BYTES],
+        end,
+        segment.file_bytes,
+        segment.is_sealed,
+        records,
+        segment.num_damaged,
+    )
+
+
+def record_rows(segment_id: int, scanned: Scan) -> list[RecordRow]:
+    """Index rows of scanned records."""
+    return [RecordRow(segment_id, number, entry, tables.keys) for number, entry, tables in scanned.records]
+
+
+def find_segments(
+    directory: Path, rows: Iterable[SegmentRow], indexed: Callable[[int], list[RecordRow]]
+) -> Found:
+    """Every segment of the directory, recovered and sealed where a crash left it open. Raises OSError.
+
+    `indexed` gives the record rows of a segment, so that a scan starts where the index ends.
+    """
+    found = Found()
+    known = {row.name: row for row in rows}
+    for item in sorted(os.scandir(directory), key=lambda e: e.name):
+        if not _NAME.fullmatch(item.name):
+            continue
+        found.highest_id = max(found.highest_id, int(item.name[4:20], 16))
+        row = known.pop(item.name, None)
+        if not item.is_file(follow_symlinks=False):
+            found.notices.append(f"{item.name} is not a plain file and was left alone")
+            continue
+        path = directory / item.name
+        segment = _from_row(path, row, item.stat(follow_symlinks=False).st_size) if row else None
+        if segment is None:
+            segment = _adopt(path, row, indexed, found)
+        if segment is not None:
+            found.segments.append(segment)
+    found.gone += [(name, int(name[4:20], 16)) for name in known]
+    return found
+
+
+def _from_row(path: Path, row: SegmentRow, file_bytes: int) -> Segment | None:
+    """A sealed segment the index describes rightly, without touching the file."""
+    if not row.is_sealed or row.file_bytes != file_bytes:
+        return None
+    try:
+        header = SegmentHeader.unpack(row.header)
+    except Malformed:
+        return None
+    if segment_name(header.segment, header.random) != path.name:
+        return None
+    return Segment(header, path, row.end, file_bytes, True, row.num_records, row.num_damaged, file_bytes)
+
+
+def _adopt(
+    path: Path, row: SegmentRow | None, indexed: Callable[[int], list[RecordRow]], found: Found
+) -> Segment | None:
+    """A segment the index does not know to its end: scanned, cut to its good prefix, sealed."""
+    file = SegmentFile(path, use_direct=False)
+    try:
+        header = read_header(file)
+        if segment_name(header.segment, header.random) != path.name:
+            raise Malformed("its name and its header disagree")
+        file_bytes = os.fstat(file.buffered).st_size
+        old = _indexed_prefix(row, indexed, header, file_bytes)
+        start = old[-1].entry.offset + old[-1].entry.record_bytes if old else PAGE
+        result = scan(file, header, start=start, number=len(old))
+    except Newer as reason:
+        found.notices.append(f"{path.name} was left alone: {reason}; a newer edgekv can read it")
+        return None
+    except Malformed as reason:
+        _set_aside(path, row, str(reason), found)
+        return None
+    except OSError as error:
+        found.notices.append(f"{path.name} cannot be read ({error.strerror}) and was left alone")
+        return None
+    if result.is_sealed:
+        old = []  # the footer listed every record
+    if not old and not result.records:
+        path.unlink()
+        found.gone.append((path.name, header.segment))
+        return None
+    segment = Segment(header, path, result.end, file_bytes, result.is_sealed, result.num_records)
+    if result.is_sealed:
+        segment.num_damaged = len(result.problems)
+        found.notices += [
+            f"{path.name} at {at}: {why}; it will be computed again" for at, why in result.problems
+        ]
+    else:
+        segment.entries = [r.entry for r in old] + [entry for _, entry, _ in result.records]
+        _seal(segment, found)
+    segment.synced = segment.file_bytes
+    segment.entries = None
+    found.changed.append(segment)
+    found.records += record_rows(header.segment, result)
+    return segment
+
+
+def _indexed_prefix(
+    row: SegmentRow | None, indexed: Callable[[int], list[RecordRow]], header: SegmentHeader, file_bytes: int
+) -> list[RecordRow]:
+    """Records of an unsealed segment that the index rightly knows; all or none."""
+    if row is None or row.is_sealed or row.end > file_bytes or row.header != header.pack()[:SEGMENT_BYTES]:
+        return []
+    rows = indexed(header.segment)[: row.num_records]
+    at = PAGE
+    for number, record in enumerate(rows):
+        if record.number != number or record.entry.offset != at:
+            return []
+        at += record.entry.record_bytes
+    return rows if at == row.end and len(rows) == row.num_records else []
+
+
+def _seal(segment: Segment, found: Found) -> None:
+    try:
+        fd = open_private(segment.path, os.O_RDWR)
+        try:
+            write_footer(fd, segment)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+        segment.is_sealed = True
+    except OSError as error:
+        segment.file_bytes = segment.end + footer_bytes(segment.num_records)
+        if error.errno not in NO_ROOM:
+            found.notices.append(f"{segment.path.name} could not be sealed ({error.strerror})")
+
+
+def _set_aside(path: Path, row: SegmentRow | None, reason: str, found: Found) -> None:
+    """Ours and unreadable: quarantine, where `forget` deletes it. Not known to be ours: left alone."""
+    if row is None and "not a segment" in reason:
+        found.notices.append(f"{path.name} was left alone: {reason}; move it away if it is yours")
+        return
+    quarantine = path.parent / "quarantine"
+    quarantine.mkdir(mode=0o700, exist_ok=True)
+    path.rename(quarantine / path.name)
+    found.gone.append((path.name, int(path.name[4:20], 16)))
+    found.notices.append(f"{path.name} is damaged ({reason}) and was moved to quarantine/")

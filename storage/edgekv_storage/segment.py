@@ -1,0 +1,237 @@
+"""One segment file: append, seal, scan. Knows files and the format; not the index, the quota or the keys.
+
+A segment belongs to one sequence. It is written by the process that created it and by nobody after a restart:
+what a crash left is cut to its good prefix and sealed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgekv_storage.files import SegmentFile, open_private, preallocate, read_exactly, write_all
+from edgekv_storage.format import (
+    FOOTER_MAGIC,
+    PAGE,
+    RECORD_BYTES,
+    TAIL_BYTES,
+    Entry,
+    Malformed,
+    RecordHeader,
+    SegmentHeader,
+    footer_bytes,
+    footer_place,
+    pack_footer,
+    round_up,
+    unpack_footer,
+)
+from edgekv_storage.record import Extent, RecordTables, build_record, parse_tables
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekv_storage.format import Layout
+
+GROW_BYTES = 4 << 20
+MAX_SEGMENT_BYTES = 1 << 30  # then the sequence goes on in another file: dropping stays cheap
+_GUESS = 2 * PAGE  # most records' tables fit in one read of this
+
+
+def segment_name(segment: int, random: int) -> str:
+    """File name of a segment."""
+    return f"seg-{segment:016x}-{random:016x}.kv"
+
+
+@dataclass(slots=True)
+class Segment:
+    """What the store knows of one segment. `end` is behind the last record; `entries` is None until loaded."""
+
+    header: SegmentHeader
+    path: Path
+    end: int = PAGE
+    file_bytes: int = PAGE
+    is_sealed: bool = False
+    num_records: int = 0
+    num_damaged: int = 0  # of num_records, left out when scanned
+    synced: int = 0  # bytes known to have reached the drive
+    entries: list[Entry] | None = field(default=None, repr=False)
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that count against the quota: what the file holds, or will hold once sealed."""
+        return self.file_bytes if self.is_sealed else self.end + footer_bytes(self.num_records)
+
+
+class SegmentWriter:
+    """Appends to a new segment, from one thread at a time."""
+
+    def __init__(self, directory: Path, segment: int, sequence_id: bytes, layout: Layout) -> None:
+        header = SegmentHeader(segment, secrets.randbits(64), sequence_id, layout)
+        path = directory / segment_name(segment, header.random)
+        self.segment = Segment(header, path, entries=[])
+        self.bytes_written = 0
+        self.allocated = 0
+        self._can_preallocate = True
+        self.fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            self.bytes_written += write_all(self.fd, [header.pack()], 0)
+        except OSError:
+            self.abandon()
+            path.unlink(missing_ok=True)
+            raise
+
+    def append(self, extent: Extent, *, grow_bytes: int = GROW_BYTES) -> tuple[Entry, RecordTables]:
+        """Writes one record in full, or cuts the file back and raises OSError. ValueError for wrong shapes.
+
+        `grow_bytes` is the step of preallocation; 0 takes no more room than the record needs.
+        """
+        segment = self.segment
+        tables, buffers = build_record(extent, segment.header, segment.num_records)
+        entry = tables.entry(segment.end)
+        try:
+            self._reserve(entry.offset + entry.record_bytes, grow_bytes)
+            written = write_all(self.fd, buffers, entry.offset)
+            if written != entry.record_bytes:
+                raise OSError(errno.EIO, f"{written} of {entry.record_bytes} bytes written")
+        except OSError:
+            os.ftruncate(self.fd, segment.end)
+            self.allocated = segment.end
+            raise
+        assert segment.entries is not None
+        segment.entries.append(entry)
+        segment.num_records += 1
+        segment.end = segment.file_bytes = entry.offset + entry.record_bytes
+        self.bytes_written += written
+        return entry, tables
+
+    def sync(self) -> None:
+        """Raises OSError, after which the segment must not be written again."""
+        os.fdatasync(self.fd)
+
+    def seal(self) -> None:
+        """Footer, truncation of what was preallocated, fdatasync, close. Raises OSError (still closed)."""
+        segment = self.segment
+        assert segment.entries is not None
+        try:
+            self.bytes_written += write_footer(self.fd, segment)
+            os.fdatasync(self.fd)
+        finally:
+            self.abandon()
+        segment.is_sealed = True
+        segment.entries = None
+
+    def abandon(self) -> None:
+        """Closes the file; what is in it stays readable and is sealed at the next start."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def slack(self) -> int:
+        """Bytes preallocated behind the last record."""
+        return max(0, self.allocated - self.segment.end)
+
+    def _reserve(self, end: int, grow_bytes: int) -> None:
+        if end <= self.allocated or not self._can_preallocate:
+            return
+        target = round_up(end, grow_bytes or PAGE)
+        self._can_preallocate = preallocate(self.fd, self.segment.end, target - self.segment.end)
+        self.allocated = target if self._can_preallocate else end
+
+
+def write_footer(fd: int, segment: Segment) -> int:
+    """Cuts the file behind its last record and ends it with a footer; returns the footer's bytes."""
+    assert segment.entries is not None
+    footer = pack_footer(segment.header.segment, segment.end, segment.entries)
+    os.ftruncate(fd, segment.end)
+    written = write_all(fd, [footer], segment.end)
+    os.ftruncate(fd, segment.end + written)  # gives back what was preallocated behind it
+    segment.file_bytes = segment.end + written
+    return written
+
+
+def read_header(file: SegmentFile) -> SegmentHeader:
+    """Raises Malformed, Newer, OSError."""
+    return SegmentHeader.unpack(read_exactly(file.buffered, PAGE, 0))
+
+
+def read_tables(file: SegmentFile, header: SegmentHeader, number: int, entry: Entry | int) -> RecordTables:
+    """Verified tables of a record at an entry, or at a bare offset. Raises Malformed, OSError."""
+    if isinstance(entry, Entry):
+        data = read_exactly(file.buffered, RECORD_BYTES + entry.table_bytes, entry.offset)
+        return parse_tables(data, header, number)
+    data = read_exactly(file.buffered, _GUESS, entry)
+    needed = RECORD_BYTES + RecordHeader.unpack(data).table_bytes
+    if needed > len(data):
+        data += read_exactly(file.buffered, needed - len(data), entry + len(data))
+    return parse_tables(data, header, number)
+
+
+@dataclass(slots=True)
+class Scan:
+    """Records found in a segment, in order; damaged ones of a sealed segment are left out and named."""
+
+    records: list[tuple[int, Entry, RecordTables]]
+    end: int
+    is_sealed: bool
+    problems: list[tuple[int, str]]
+    num_records: int  # the damaged ones of a sealed segment included
+
+
+def scan(file: SegmentFile, header: SegmentHeader, *, start: int = PAGE, number: int = 0) -> Scan:
+    """Reads every record's tables, by the footer where there is a good one, else one after the other.
+
+    Without a footer it stops at the first bad record. `start` and `number` say where records already known
+    end; they are for unsealed segments. Raises OSError.
+    """
+    file_bytes = os.fstat(file.buffered).st_size
+    entries = _read_footer(file, header, file_bytes)
+    if entries is not None:
+        return _read_listed(file, header, entries)
+    result = Scan([], start, is_sealed=False, problems=[], num_records=number)
+    while result.end + RECORD_BYTES <= file_bytes:
+        try:
+            tables = read_tables(file, header, number, result.end)
+        except Malformed as reason:
+            result.problems.append((result.end, str(reason)))
+            break
+        entry = tables.entry(result.end)
+        if entry.offset + entry.record_bytes > file_bytes:
+            result.problems.append((result.end, "the last record is cut short"))
+            break
+        result.records.append((number, entry, tables))
+        result.end += entry.record_bytes
+        number += 1
+        result.num_records = number
+    return result
+
+
+def _read_footer(file: SegmentFile, header: SegmentHeader, file_bytes: int) -> list[Entry] | None:
+    tail = read_exactly(file.buffered, TAIL_BYTES, max(0, file_bytes - TAIL_BYTES))
+    place = footer_place(tail, file_bytes) if tail.endswith(FOOTER_MAGIC) else None
+    if place is None:
+        return None
+    try:
+        entries = unpack_footer(read_exactly(file.buffered, place[1], place[0]), header.segment)
+    except Malformed:
+        return None
+    return entries if not entries or entries[-1].offset + entries[-1].record_bytes == place[0] else None
+
+
+def _read_listed(file: SegmentFile, header: SegmentHeader, entries: list[Entry]) -> Scan:
+    result = Scan([], PAGE, is_sealed=True, problems=[], num_records=len(entries))
+    for number, entry in enumerate(entries):
+        try:
+            tables = read_tables(file, header, number, entry)
+            if tables.entry(entry.offset) != entry:
+                result.problems.append((entry.offset, "the record is not what the footer says"))
+                continue
+        except Malformed as reason:
+            result.problems.append((entry.offset, str(reason)))
+            continue
+        result.records.append((number, entry, tables))
+    result.end = entries[-1].offset + entries[-1].record_bytes if entries else PAGE
+    return result

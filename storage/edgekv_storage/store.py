@@ -1,0 +1,447 @@
+"""The store: leaves in, leaves out, at the drive's speed; never a wrong one.
+
+Puts the parts together: Writers write, the Catalog finds, a Reader reads, the Index remembers. Knows no tensors,
+no text and no policy. Any number of threads may look up and read; appends are serialised.
+
+Lock order: flush, write, catalog. No lock but flush is held while waiting for an fsync, none while reading.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from edgekv_storage.catalog import Catalog, Known
+from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.datadir import DataDir
+from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
+from edgekv_storage.files import read_exactly, sync_directory
+from edgekv_storage.flusher import Flusher
+from edgekv_storage.format import LEAF_TOKENS, Layout
+from edgekv_storage.index import RecordRow
+from edgekv_storage.indexing import Indexing
+from edgekv_storage.io.pread import PreadReader
+from edgekv_storage.reading import FileCache, TablesRead
+from edgekv_storage.record import Extent
+from edgekv_storage.recover import find_segments
+from edgekv_storage.transfer import LeafFault, LeafJob, LeafPlace, LeafRead, LeafRun, Transfer, plan
+from edgekv_storage.writers import Writers, default_floor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from edgekv_storage.files import Buffer
+    from edgekv_storage.segment import Segment
+
+IO_CHOICES = ("auto", "pread", "buffered")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Counted since open, but for the first four. All sizes in bytes."""
+
+    live_bytes: int
+    quota_bytes: int
+    num_segments: int
+    num_sequences: int
+    segment_bytes_written: int  # headers, tables, padding and footers included
+    index_bytes_written: int  # to SQLite's journal
+    appended_leaf_bytes: int
+    reads: int  # after neighbours were joined
+    bytes_read: int
+    damaged_leaves: int
+
+
+class Store:
+    """KV of one model in a data directory; segments of other models count and can be forgotten."""
+
+    def __init__(self, directory: DataDir, layout: Layout | None, writers: Writers, catalog: Catalog) -> None:
+        """Use `Store.open`."""
+        self.layout = layout
+        self.directory = directory
+        self._owns_directory = False
+        self._catalog = catalog
+        self._writers = writers
+        self._write_lock = threading.RLock()
+        self._flush_lock = threading.RLock()
+        self._notices: list[str] = list(directory.notices)
+        self._is_closed = False
+        self._reads = self._bytes_read = self._damaged = self._appended = 0
+
+    @classmethod
+    def open(
+        cls,
+        data_dir: Path | DataDir,
+        layout: Layout | None,
+        *,
+        quota_bytes: int,
+        free_floor_bytes: int | None = None,
+        io: str = "auto",
+    ) -> Store:
+        """Opens or creates the store, recovering what a crash left.
+
+        A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout nothing
+        can be appended or found, but everything can be forgotten and checked. Raises Locked (go on without a
+        disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
+        """
+        if io not in IO_CHOICES:
+            raise ValueError(f"no such I/O backend: {io}; one of {', '.join(IO_CHOICES)}")
+        directory = data_dir if isinstance(data_dir, DataDir) else DataDir.open(data_dir)
+        try:
+            if not directory.is_writable:
+                raise Unwritable(f"{directory.path} was opened for reading only")
+            floor = default_floor(directory.path) if free_floor_bytes is None else free_floor_bytes
+            catalog = Catalog()
+            store = cls(directory, layout, Writers(directory.path, catalog, quota_bytes, floor), catalog)
+            store._start(io)
+        except OSError as error:
+            if directory is not data_dir:
+                directory.close()
+            raise Unwritable(f"cannot use {directory.path}: {error.strerror}") from error
+        except BaseException:
+            if directory is not data_dir:
+                directory.close()
+            raise
+        store._owns_directory = directory is not data_dir
+        return store
+
+    def _start(self, io: str) -> None:
+        path = self.directory.path
+        self._indexing = Indexing(path / "index.db", self._catalog, self._notices)
+        found = find_segments(path, self._indexing.segment_rows, self._indexing.indexed)
+        with self._catalog.lock:
+            for segment in found.segments:
+                self._catalog.add_segment(segment)
+            self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
+        self._notices += found.notices
+        self._indexing.commit(found.changed, found.records, gone=found.gone)
+        self._files = FileCache(use_direct=io != "buffered")
+        self._reader = PreadReader(use_direct=io != "buffered")
+        self._flusher = Flusher(self.flush)
+
+    # Writing
+
+    def append(
+        self,
+        sequence_id: bytes,
+        keys: Sequence[bytes],
+        parent: bytes | None,
+        token_ids: NDArray[np.int32],
+        payload: Sequence[Buffer],
+        *,
+        provenance: int = 0,
+        sections: Mapping[int, Buffer] | None = None,
+    ) -> list[LeafPlace]:
+        """Writes one extent and returns the places of its leaves, findable from now on.
+
+        `keys`: of adjacent leaves, `parent` the key before them; `token_ids` [leaves * 16]; `payload`: buffers
+        whose concatenation is layer by layer, leaf by leaf, not changed during the call. Raises QuotaExceeded,
+        DiskFull, WriteFailed, StoreOff: nothing of the extent was kept, generation can go on.
+        """
+        layout = self._need_layout()
+        extent = Extent(keys, parent, token_ids, payload, provenance, sections or {})
+        self._load(sequence_id)
+        with self._write_lock:
+            self._need_open()
+            segment, entry, tables = self._writers.append(sequence_id, layout, extent)
+            number = segment.num_records - 1
+            with self._catalog.lock:
+                places = self._catalog.add_record(segment, number, Known(entry, tables.keys, tables))
+                self._indexing.appended(
+                    segment, RecordRow(segment.header.segment, number, entry, tables.keys)
+                )
+                self._appended += len(keys) * layout.num_layers * layout.leaf_bytes
+        self._flusher.wrote(entry.record_bytes)
+        return places
+
+    def flush(self) -> None:
+        """Waits until what was appended is on the drive, then indexes it. Errors become notices."""
+        with self._flush_lock:
+            with self._write_lock:
+                if self._is_closed:
+                    return
+                snapshot = self._writers.snapshot()
+            failed = self._writers.sync(snapshot)
+            with self._write_lock:
+                self._notices += [self._writers.sync_failed(segment, error) for segment, error in failed]
+            self._indexing.commit_synced()
+
+    def forget(self, sequence_id: bytes) -> bool:
+        """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable."""
+        with self._flush_lock, self._write_lock:
+            self._need_open()
+            self._writers.discard(sequence_id)
+            with self._catalog.lock:
+                gone = self._catalog.drop_sequence(sequence_id)
+            try:  # files first: a crash in between leaves rows without files, not files that come back
+                self._delete(gone)
+            finally:
+                with self._catalog.lock:
+                    self._indexing.forget(gone)
+        return bool(gone)
+
+    def _delete(self, segments: list[Segment]) -> None:
+        """Unlinks segments, and the quarantine: what lies there may belong to them and cannot say so."""
+        path = self.directory.path
+        try:
+            for segment in segments:
+                self._files.drop(segment.header.segment)
+                segment.path.unlink(missing_ok=True)
+            if segments and (path / "quarantine").is_dir():
+                for item in (path / "quarantine").iterdir():
+                    item.unlink()
+            sync_directory(path)
+        except OSError as error:
+            raise Unwritable(
+                f"cannot delete from {path}: {error.strerror}; delete its seg-*.kv by hand"
+            ) from error
+
+    def evict(self, target_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
+        """Forgets whole sequences, the longest unused first, until `live_bytes` <= target; returns them."""
+        evicted = []
+        with self._catalog.lock:
+            candidates = [s for s in self._catalog.sequences() if s not in keep]
+        for sequence_id in candidates:
+            if self.live_bytes <= target_bytes:
+                break
+            self.forget(sequence_id)
+            evicted.append(sequence_id)
+        return evicted
+
+    # Reading
+
+    def lookup(
+        self, sequence_id: bytes, keys: Sequence[bytes], token_ids: NDArray[np.int32]
+    ) -> list[LeafPlace]:
+        """Places of the longest prefix of `keys` that is present and holds just these ids [leaves * 16]."""
+        self._need_layout()
+        if len(token_ids) < len(keys) * LEAF_TOKENS:
+            raise ValueError(
+                f"{len(keys)} keys need {len(keys) * LEAF_TOKENS} token ids, not {len(token_ids)}"
+            )
+        self._load(sequence_id)
+        with self._catalog.lock:
+            places = self._catalog.find(sequence_id, keys)
+        self._load_tables(places)
+        ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
+        at = 0
+        while at < len(places):
+            end = at + 1
+            while end < len(places) and places[end - 1].precedes(places[end]):
+                end += 1
+            good = self._compare(places[at], ids[at:end], keys[at:end])
+            if good < end - at:
+                return places[: at + good]
+            at = end
+        return places
+
+    def _compare(self, place: LeafPlace, ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
+        """How many leaves from `place` on have just these ids and keys, by the record itself."""
+        known = self._catalog.record(place.segment, place.record)
+        if known is None or known.tables is None:
+            return 0
+        leaves = slice(place.leaf, place.leaf + len(ids))
+        if known.tables.keys[leaves] != list(keys):
+            return 0
+        same = (known.tables.token_ids[leaves] == ids).all(axis=1)
+        return len(ids) if same.all() else int(same.argmin())
+
+    def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
+        """Starts reading runs of leaves into the callers' memory; lower `priority` numbers go first.
+
+        Leaves that fail their checksum are in the transfer's `result` and not found again. Raises StoreClosed;
+        ValueError for a run that leaves its record or a buffer of the wrong size.
+        """
+        layout = self._need_layout()
+        self._load_tables([request.place for request in requests])
+        runs: list[LeafRun] = []
+        faults: list[LeafFault] = []
+        for number, request in enumerate(requests):
+            run = self._resolve(number, request, layout)
+            if run is None:
+                faults += [LeafFault(number, leaf, "not in the store") for leaf in range(request.num_leaves)]
+            else:
+                runs.append(run)
+        groups = plan(runs)
+        transfer = Transfer(len(groups))
+        transfer.result_so_far(faults)
+        with self._catalog.lock:
+            self._reads += len(groups)
+            self._bytes_read += sum(len(run.out) for run in runs)
+        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
+        return transfer
+
+    def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
+        place, layer, count, out = request
+        with self._catalog.lock:
+            segment = self._catalog.segments.get(place.segment)
+            known = self._catalog.record(place.segment, place.record)
+        if segment is None or known is None or known.tables is None:
+            return None
+        if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
+            raise ValueError(
+                f"layer {layer}, leaves {place.leaf} to {place.leaf + count} are not in the record"
+            )
+        out = out if out.format == "B" and out.ndim == 1 else out.cast("B")
+        if out.readonly or len(out) != count * layout.leaf_bytes:
+            raise ValueError(
+                f"{count} leaves need {count * layout.leaf_bytes} writable bytes, not {len(out)}"
+            )
+        return LeafRun(
+            self._files.get(segment),
+            known.entry.offset + known.tables.kv_offset(layer, place.leaf),
+            out,
+            layout.leaf_bytes,
+            known.tables.tags_of(layer, place.leaf, count),
+            number,
+            0,
+            place,
+            segment.synced < known.entry.offset + known.entry.record_bytes,
+        )
+
+    def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
+        """A typed section of the record that holds `place`; None where it has none or it is damaged."""
+        self._load_tables([place])
+        with self._catalog.lock:
+            segment = self._catalog.segments.get(place.segment)
+            known = self._catalog.record(place.segment, place.record)
+        section = known.tables.section(kind) if known is not None and known.tables is not None else None
+        if segment is None or known is None or section is None:
+            return None
+        file = self._files.get(segment)
+        data = read_exactly(file.buffered, section.num_bytes, known.entry.offset + section.offset)
+        return data if xxhash.xxh3_128_digest(data) == section.tag else None
+
+    # What is known of sequences
+
+    def _load(self, sequence_id: bytes) -> None:
+        """Keys of all leaves of a sequence: from the index, from its segments where the index fails."""
+        with self._catalog.lock:
+            self._need_open()
+            if self._catalog.is_loaded(sequence_id):
+                return
+            ours = [s for s in self._catalog.segments_of(sequence_id) if s.header.layout == self.layout]
+            for row in self._indexing.rows_of(ours):
+                segment = self._catalog.segments[row.segment]
+                self._catalog.add_record(segment, row.number, Known(row.entry, row.keys))
+            self._catalog.set_loaded(sequence_id)
+
+    def _load_tables(self, places: Sequence[LeafPlace]) -> None:
+        """Reads the tables of records not used before, all at once."""
+        wanted: dict[tuple[int, int], TablesRead] = {}
+        with self._catalog.lock:
+            for place in places:
+                segment = self._catalog.segments.get(place.segment)
+                known = self._catalog.record(place.segment, place.record)
+                if segment and known and known.tables is None and place[:2] not in wanted:
+                    file = self._files.get(segment)
+                    wanted[place[:2]] = TablesRead(file, segment.header, place.record, known)
+        if not wanted:
+            return
+        self._reader.submit(list(wanted.values()), -1)
+        for (segment_id, record), read in wanted.items():
+            if not read.wait():
+                self._on_damage([LeafPlace(segment_id, record, i) for i in range(len(read.known.keys))])
+
+    def _on_damage(self, places: list[LeafPlace]) -> None:
+        with self._catalog.lock:
+            killed = self._catalog.mark_dead(places)
+            self._indexing.died(killed)
+            self._damaged += len(killed)
+
+    # About the whole
+
+    @property
+    def io_name(self) -> str:
+        """The reader in use, for `doctor`."""
+        return self._reader.name
+
+    @property
+    def off_reason(self) -> str | None:
+        """Why the disk tier turned itself off, None while it works."""
+        return self._writers.off_reason
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes that count against the quota."""
+        with self._catalog.lock:
+            return self._catalog.live_bytes
+
+    def sequences(self) -> dict[bytes, int]:
+        """Live bytes by sequence, the least recently appended to first."""
+        with self._catalog.lock:
+            ids = self._catalog.sequences()
+            return {i: sum(s.live_bytes for s in self._catalog.segments_of(i)) for i in ids}
+
+    def stats(self) -> StoreStats:
+        """Counters; any thread."""
+        with self._catalog.lock:
+            return StoreStats(
+                self._catalog.live_bytes,
+                self._writers.quota_bytes,
+                len(self._catalog.segments),
+                len(self._catalog.sequences()),
+                self._writers.bytes_written,
+                self._indexing.bytes_written,
+                self._appended,
+                self._reads,
+                self._bytes_read,
+                self._damaged,
+            )
+
+    def take_notices(self) -> list[str]:
+        """What the user should know and has not been told yet, one line each."""
+        with self._catalog.lock:
+            notices = self._notices.copy()
+            self._notices.clear()  # the list is shared with the index
+        return notices
+
+    def check(self) -> list[Problem]:
+        """Reads every byte of every segment and verifies it; slow. Empty when all is well."""
+        with self._catalog.lock:
+            segments = list(self._catalog.segments.values())
+        return [problem for s in segments for problem in check_segment(s.path, end=s.end)]
+
+    def close(self) -> None:
+        """Seals what is open, indexes it and stops all threads; harmless when called again."""
+        self._flusher.close()
+        with self._flush_lock:
+            with self._write_lock:
+                if self._is_closed:
+                    return
+                self._notices += self._writers.seal_all()
+            self._indexing.commit_synced()
+            with self._write_lock, self._catalog.lock:
+                self._is_closed = True
+        self._reader.close()
+        self._files.close()
+        self._indexing.close()
+        if self._owns_directory:
+            self.directory.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _need_layout(self) -> Layout:
+        if self.layout is None:
+            raise StorageError(
+                "the store was opened without a model: it can forget and check, not append or find"
+            )
+        return self.layout
+
+    def _need_open(self) -> None:
+        if self._is_closed:
+            raise StoreClosed("the store is closed")
