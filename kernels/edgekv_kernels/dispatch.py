@@ -43,9 +43,26 @@ _cuda_form: Form = "reference"
 _announced = False
 
 
+def triton_form(name: str) -> Any:
+    """The module `edgekv_kernels.triton.<name>`, imported at its first use: Triton is optional and slow to load."""
+    return importlib.import_module(f"edgekv_kernels.triton.{name}")
+
+
 def form_of(x: torch.Tensor) -> Form:
     """The form that operations on `x`'s device run in."""
-    return _cuda_form if x.is_cuda else _cpu_form
+    if x.is_cuda:
+        return _cuda_form
+    if _cpu_form == "reference":
+        _announce_fallback()
+    return _cpu_form
+
+
+def _announce_fallback() -> None:
+    """Warn once, with the reason, when CPU work runs on the slow reference form without being asked to."""
+    global _announced  # noqa: PLW0603 - once per process
+    if native is None and _backend == "auto" and not _announced:
+        _announced = True
+        warnings.warn(f"slow CPU kernels in use: {_native_note}", RuntimeWarning, stacklevel=4)
 
 
 def use(backend: Backend) -> None:
@@ -89,14 +106,6 @@ def describe() -> dict[str, str]:
         "native": _native_note,
         "triton": "installed" if _has_triton else "not installed",
     }
-
-
-def announce_fallback() -> None:
-    """Warn once, with the reason, when CPU work runs on the slow reference form without being asked to."""
-    global _announced  # noqa: PLW0603 - once per process
-    if native is None and _backend == "auto" and not _announced:
-        _announced = True
-        warnings.warn(f"slow CPU kernels in use: {_native_note}", RuntimeWarning, stacklevel=3)
 
 
 use("auto")

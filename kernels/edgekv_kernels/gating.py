@@ -21,11 +21,18 @@ def swiglu(
         out = torch.empty((num_tokens, twice // 2), dtype=out_dtype, device=gate_up.device)
     form = dispatch.form_of(gate_up)
     if form == "native":
-        reference.swiglu(gate_up, out)
+        assert gate_up.is_contiguous()
+        assert out.is_contiguous()
+        dispatch.native.swiglu(
+            gate_up.data_ptr(),
+            out.data_ptr(),
+            num_tokens,
+            twice // 2,
+            gate_up.dtype == torch.bfloat16,
+            out.dtype == torch.bfloat16,
+        )
     elif form == "triton":
-        from edgekv_kernels.triton import gating as triton_form
-
-        triton_form.swiglu(gate_up, out)
+        dispatch.triton_form("gating").swiglu(gate_up, out)
     else:
         reference.swiglu(gate_up, out)
     return out

@@ -28,10 +28,24 @@ def append_kv(pool: torch.Tensor, slots: torch.Tensor, offset: int, k: torch.Ten
         return
     form = dispatch.form_of(pool)
     if form == "native":
-        reference.append_kv(pool, slots, offset, k, v)
+        num_heads, dim = k.shape[1:]
+        assert pool.is_contiguous()
+        assert slots.dtype == torch.int32
+        assert k.stride(2) == v.stride(2) == 1
+        assert k.stride(1) == v.stride(1) == dim
+        dispatch.native.append_kv(
+            pool.data_ptr(),
+            slots.data_ptr(),
+            offset,
+            k.data_ptr(),
+            v.data_ptr(),
+            num_tokens,
+            num_heads,
+            dim,
+            k.stride(0),
+            v.stride(0),
+        )
     elif form == "triton":
-        from edgekv_kernels.triton import kv as triton_form
-
-        triton_form.append_kv(pool, slots, offset, k, v)
+        dispatch.triton_form("kv").append_kv(pool, slots, offset, k, v)
     else:
         reference.append_kv(pool, slots, offset, k, v)

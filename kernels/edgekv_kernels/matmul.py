@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from edgekv_kernels.packed import Packed4, Packed8
 
 
+def _destination(x: torch.Tensor, num_rows: int, out: torch.Tensor | None, accumulate: bool) -> torch.Tensor:
+    """`out`, checked, or a new [M, N] tensor."""
+    if out is None:
+        assert not accumulate, "nothing to accumulate into: pass out"
+        return torch.empty((x.shape[0], num_rows), device=x.device)
+    assert out.shape == (x.shape[0], num_rows), (out.shape, x.shape, num_rows)
+    assert out.is_contiguous()
+    return out
+
+
 def matmul4(
     x: torch.Tensor, w: Packed4, out: torch.Tensor | None = None, accumulate: bool = False
 ) -> torch.Tensor:
@@ -24,10 +34,16 @@ def matmul4(
 
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
-    if out is None:
-        out = torch.empty((x.shape[0], w.shape[0]), device=x.device)
-        accumulate = False
-    reference.matmul4(x, w, out, accumulate)
+    assert x.shape[1] == w.shape[1], (x.shape, w.shape)
+    out = _destination(x, w.shape[0], out, accumulate)
+    form = dispatch.form_of(x)
+    if form == "native":
+        assert x.is_contiguous()
+        dispatch.native.matmul(*w.job(), x.data_ptr(), out.data_ptr(), x.shape[0], accumulate)
+    elif form == "triton":
+        dispatch.triton_form("matmul").matmul4(x, w, out, accumulate)
+    else:
+        reference.matmul4(x, w, out, accumulate)
     return out
 
 
@@ -38,10 +54,16 @@ def matmul8(
 
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
-    if out is None:
-        out = torch.empty((x.shape[0], w.shape[0]), device=x.device)
-        accumulate = False
-    reference.matmul8(x, w, out, accumulate)
+    assert x.shape[1] == w.shape[1], (x.shape, w.shape)
+    out = _destination(x, w.shape[0], out, accumulate)
+    form = dispatch.form_of(x)
+    if form == "native":
+        assert x.is_contiguous()
+        dispatch.native.matmul(*w.job(), x.data_ptr(), out.data_ptr(), x.shape[0], accumulate)
+    elif form == "triton":
+        dispatch.triton_form("matmul").matmul8(x, w, out, accumulate)
+    else:
+        reference.matmul8(x, w, out, accumulate)
     return out
 
 
@@ -52,8 +74,30 @@ def matmul16(
 
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
-    if out is None:
-        out = torch.empty((x.shape[0], w.shape[0]), device=x.device)
-        accumulate = False
-    reference.matmul16(x, w, out, accumulate)
+    num_rows, num_columns = w.shape
+    assert x.shape[1] == num_columns, (x.shape, w.shape)
+    out = _destination(x, num_rows, out, accumulate)
+    form = dispatch.form_of(x)
+    if form == "native":
+        assert x.is_contiguous()
+        assert w.is_contiguous()
+        assert w.dtype == torch.bfloat16
+        dispatch.native.matmul(
+            16,
+            w.data_ptr(),
+            0,
+            0,
+            num_rows,
+            num_columns,
+            32,
+            False,
+            x.data_ptr(),
+            out.data_ptr(),
+            x.shape[0],
+            accumulate,
+        )
+    elif form == "triton":
+        dispatch.triton_form("matmul").matmul16(x, w, out, accumulate)
+    else:
+        reference.matmul16(x, w, out, accumulate)
     return out

@@ -27,11 +27,16 @@ def merge_(
     assert lse_a.shape == lse_b.shape == out_a.shape[:2], (lse_a.shape, lse_b.shape)
     form = dispatch.form_of(out_a)
     if form == "native":
-        reference.merge_(out_a, lse_a, out_b, lse_b)
+        num_rows, dim = lse_a.numel(), out_a.shape[2]
+        assert out_a.is_contiguous()
+        assert out_b.is_contiguous()
+        assert lse_a.is_contiguous()
+        assert lse_b.is_contiguous()
+        dispatch.native.merge(
+            out_a.data_ptr(), lse_a.data_ptr(), out_b.data_ptr(), lse_b.data_ptr(), num_rows, dim
+        )
     elif form == "triton":
-        from edgekv_kernels.triton import merging as triton_form
-
-        triton_form.merge_(out_a, lse_a, out_b, lse_b)
+        dispatch.triton_form("merging").merge_(out_a, lse_a, out_b, lse_b)
     else:
         reference.merge_(out_a, lse_a, out_b, lse_b)
     return out_a, lse_a

@@ -24,11 +24,21 @@ def rms_norm(
         out = torch.empty_like(x, dtype=out_dtype)
     form = dispatch.form_of(x)
     if form == "native":
-        reference.rms_norm(x, weight, eps, out)
+        cols = x.shape[-1]
+        assert x.is_contiguous()
+        assert weight.shape == (cols,)
+        assert out.is_contiguous()
+        dispatch.native.rms_norm(
+            x.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            x.numel() // cols,
+            cols,
+            eps,
+            out.dtype == torch.bfloat16,
+        )
     elif form == "triton":
-        from edgekv_kernels.triton import norm as triton_form
-
-        triton_form.rms_norm(x, weight, eps, out)
+        dispatch.triton_form("norm").rms_norm(x, weight, eps, out)
     else:
         reference.rms_norm(x, weight, eps, out)
     return out

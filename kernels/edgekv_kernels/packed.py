@@ -42,6 +42,20 @@ class Packed4:
         """(N, K) of the weights."""
         return self.quants.shape[0], 2 * self.quants.shape[1]
 
+    def job(self) -> tuple[int, ...]:
+        """What the native kernels are told: bits, addresses, N, K, group, whether scales are float32."""
+        n, half_k = self.quants.shape
+        return (
+            4,
+            self.quants.data_ptr(),
+            self.scale.data_ptr(),
+            self.offset.data_ptr(),
+            n,
+            2 * half_k,
+            GROUP4,
+            self.scale.dtype == torch.float32,
+        )
+
     @property
     def num_bytes(self) -> int:
         """Bytes held, scales and offsets included."""
@@ -82,6 +96,20 @@ class Packed8:
     def shape(self) -> tuple[int, int]:
         """(N, K) of the weights."""
         return self.quants.shape[0], self.quants.shape[1]
+
+    def job(self) -> tuple[int, ...]:
+        """What the native kernels are told: bits, addresses, N, K, group, whether scales are float32."""
+        n, k = self.quants.shape
+        return (
+            8,
+            self.quants.data_ptr(),
+            self.scale.data_ptr(),
+            0 if self.offset is None else self.offset.data_ptr(),
+            n,
+            k,
+            self.group,
+            self.scale.dtype == torch.float32,
+        )
 
     @property
     def num_bytes(self) -> int:

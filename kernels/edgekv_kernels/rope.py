@@ -18,17 +18,29 @@ def rope_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: Style) -
     x: float32 [T, H, D], heads contiguous (a slice of fused q, k, v rows will do); cos, sin: float32
     [T, R/2] contiguous. "interleaved" pairs (2i, 2i+1), "split" pairs (i, i + R/2).
     """
-    num_tokens, _, dim = x.shape
+    num_tokens, num_heads, dim = x.shape
     half = cos.shape[1]
     assert cos.shape == sin.shape == (num_tokens, half), (cos.shape, sin.shape, x.shape)
     assert 2 * half <= dim, (half, dim)
     form = dispatch.form_of(x)
     if form == "native":
-        reference.rope_(x, cos, sin, style)
+        assert x.stride(2) == 1
+        assert x.stride(1) == dim
+        assert cos.is_contiguous()
+        assert sin.is_contiguous()
+        dispatch.native.rope(
+            x.data_ptr(),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            num_tokens,
+            num_heads,
+            dim,
+            x.stride(0),
+            half,
+            style == "interleaved",
+        )
     elif form == "triton":
-        from edgekv_kernels.triton import rope as triton_form
-
-        triton_form.rope_(x, cos, sin, style)
+        dispatch.triton_form("rope").rope_(x, cos, sin, style)
     else:
         reference.rope_(x, cos, sin, style)
     return x

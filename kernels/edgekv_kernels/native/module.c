@@ -1,0 +1,248 @@
+/* edgekv_kernels._native: the compiled CPU kernels behind a thin door.
+
+   Arguments are addresses and sizes already checked by the Python side; nothing is checked again here.
+   One translation unit holds every instruction set; the best one that this machine has is chosen at import.
+   Knows no tensors and allocates only scratch. Not linked with OpenMP: see openmp.py. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include "jobs.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_X86_ISAS 1
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+#define ISA avx512
+#define ISA_NAME "AVX-512"
+#define W 16
+#include "isa.h"
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define ISA avx2
+#define ISA_NAME "AVX2"
+#define W 8
+#include "isa.h"
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
+#include "attend_many.h"
+#pragma GCC pop_options
+#endif
+
+#define ISA base
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#define ISA_NAME "NEON"
+#else
+#define ISA_NAME "baseline"
+#endif
+#define W 4
+#include "isa.h"
+
+static const kernels *best = &table_base;
+static int has_bf16 = 0; /* attend_many can run */
+
+/* Bytes of work under which threads and giving up the GIL cost more than they bring. */
+#define SERIAL_BYTES 65536
+#define GIL_BYTES 262144
+
+#define RUN(bytes, ...) do { \
+        if ((bytes) > GIL_BYTES) { Py_BEGIN_ALLOW_THREADS __VA_ARGS__; Py_END_ALLOW_THREADS } \
+        else { __VA_ARGS__; } \
+    } while (0)
+
+#define ARGS(count) \
+    (void)self; \
+    if (given != (count)) { PyErr_Format(PyExc_TypeError, "%d arguments expected", count); return NULL; }
+#define POINTER(i) PyLong_AsVoidPtr(args[i])
+#define INTEGER(i) PyLong_AsLong(args[i])
+#define REAL(i) ((float)PyFloat_AsDouble(args[i]))
+#define NO_ERROR if (PyErr_Occurred()) return NULL
+#define KERNEL(name) static PyObject *py_##name(PyObject *self, PyObject *const *args, Py_ssize_t given)
+
+static void over_rows(range_fn fn, const void *job, long rows, long grain, long bytes) {
+    RUN(bytes, run_parts(fn, job, rows, grain, parts_for((rows + grain - 1) / grain, bytes > SERIAL_BYTES)));
+}
+
+KERNEL(rms_norm) { /* x, weight, out, rows, cols, eps, bf16 */
+    ARGS(7)
+    norm_job job = {.x = POINTER(0), .weight = POINTER(1), .out = POINTER(2), .cols = INTEGER(4), .eps = REAL(5),
+                    .bf16 = (int)INTEGER(6)};
+    long rows = INTEGER(3);
+    NO_ERROR;
+    over_rows(best->norm, &job, rows, 1, rows * job.cols * 4);
+    Py_RETURN_NONE;
+}
+
+KERNEL(rope) { /* x, cos, sin, tokens, heads, dim, stride, half, interleaved */
+    ARGS(9)
+    rope_job job = {.x = POINTER(0), .cos = POINTER(1), .sin = POINTER(2), .heads = INTEGER(4), .dim = INTEGER(5),
+                    .stride = INTEGER(6), .half = INTEGER(7), .interleaved = (int)INTEGER(8)};
+    long tokens = INTEGER(3);
+    NO_ERROR;
+    over_rows(best->rope, &job, tokens, 1, tokens * job.heads * job.dim * 4);
+    Py_RETURN_NONE;
+}
+
+KERNEL(swiglu) { /* in, out, rows, width, in_bf16, out_bf16 */
+    ARGS(6)
+    swiglu_job job = {.in = POINTER(0), .out = POINTER(1), .width = INTEGER(3), .in_bf16 = (int)INTEGER(4),
+                      .out_bf16 = (int)INTEGER(5)};
+    long rows = INTEGER(2);
+    NO_ERROR;
+    over_rows(best->swiglu, &job, rows, 1, rows * job.width * 8);
+    Py_RETURN_NONE;
+}
+
+KERNEL(merge) { /* out_a, lse_a, out_b, lse_b, rows, dim */
+    ARGS(6)
+    merge_job job = {.out_a = POINTER(0), .lse_a = POINTER(1), .out_b = POINTER(2), .lse_b = POINTER(3),
+                     .dim = INTEGER(5)};
+    long rows = INTEGER(4);
+    NO_ERROR;
+    over_rows(best->merge, &job, rows, 1, rows * job.dim * 4);
+    Py_RETURN_NONE;
+}
+
+static weights weights_of(PyObject *const *args) { /* bits, quants, scale, offset, n, k, group, scale_f32 */
+    return (weights){.bits = (int)INTEGER(0), .quants = POINTER(1), .scale = POINTER(2), .offset = POINTER(3),
+                     .n = INTEGER(4), .k = INTEGER(5), .group = INTEGER(6), .scale_f32 = (int)INTEGER(7)};
+}
+
+KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
+    ARGS(12)
+    matmul_job job = {.w = weights_of(args), .x = POINTER(8), .out = POINTER(9), .m = INTEGER(10),
+                      .accumulate = (int)INTEGER(11)};
+    float small[1024], *sums = small;
+    NO_ERROR;
+    if (job.w.offset && job.m == 1) { /* many rows use unpacked weights and need no sums */
+        long groups = job.w.k / job.w.group;
+        if (groups > 1024) sums = malloc((size_t)groups * 4);
+        if (!sums) return PyErr_NoMemory();
+        best->group_sums(job.x, 1, job.w.k, job.w.group, sums);
+    }
+    job.sums = sums;
+    over_rows(best->matmul, &job, job.w.n, 4, job.w.n * job.w.k / 8 * job.w.bits * job.m);
+    if (sums != small) free(sums);
+    Py_RETURN_NONE;
+}
+
+KERNEL(unpack) { /* weights (8), out, bf16 */
+    ARGS(10)
+    unpack_job job = {.w = weights_of(args), .out = POINTER(8), .bf16 = (int)INTEGER(9)};
+    NO_ERROR;
+    over_rows(best->unpack, &job, job.w.n, 1, job.w.n * job.w.k * 2);
+    Py_RETURN_NONE;
+}
+
+KERNEL(append_kv) { /* pool, slots, offset, k, v, tokens, heads, dim, k_stride, v_stride */
+    ARGS(10)
+    append_job job = {.pool = POINTER(0), .slots = POINTER(1), .offset = INTEGER(2), .k = POINTER(3), .v = POINTER(4),
+                      .heads = INTEGER(6), .dim = INTEGER(7), .k_stride = INTEGER(8), .v_stride = INTEGER(9)};
+    long tokens = INTEGER(5);
+    NO_ERROR;
+    over_rows(best->append, &job, tokens, 1, tokens * job.heads * job.dim * 8);
+    Py_RETURN_NONE;
+}
+
+/* q, pool, slots, tokens, scale, out, lse, queries, heads, kv_heads, dim, q_stride */
+static attend_job attend_job_of(PyObject *const *args) {
+    return (attend_job){.q = POINTER(0), .pool = POINTER(1), .slots = POINTER(2), .tokens = INTEGER(3),
+                        .scale = REAL(4), .out = POINTER(5), .lse = POINTER(6), .queries = INTEGER(7),
+                        .heads = INTEGER(8), .kv_heads = INTEGER(9), .dim = INTEGER(10), .q_stride = INTEGER(11)};
+}
+
+KERNEL(attend) { /* attend job (12); float32 products, made for few queries */
+    ARGS(12)
+    attend_job job = attend_job_of(args);
+    float small[8192];
+    NO_ERROR;
+    long leaves = (job.tokens + LEAF - 1) / LEAF, bytes = leaves * LEAF * job.kv_heads * job.dim * 4 * job.queries;
+    int parts = parts_for(leaves, bytes > SERIAL_BYTES);
+    size_t needed = (size_t)parts * job.queries * job.heads * (job.dim + 2) * 4;
+    job.state = needed <= sizeof small ? small : malloc(needed);
+    if (!job.state) return PyErr_NoMemory();
+    RUN(bytes, run_parts(best->attend, &job, leaves, 1, parts); best->attend_finish(&job, parts));
+    if (job.state != small) free(job.state);
+    Py_RETURN_NONE;
+}
+
+KERNEL(attend_many) { /* attend job (12), causal; bfloat16 products. Callable only where has_bf16() */
+    ARGS(13)
+    attend_job job = attend_job_of(args);
+    job.causal = (int)INTEGER(12);
+    NO_ERROR;
+    int done = 0;
+#ifdef HAS_X86_ISAS
+    Py_BEGIN_ALLOW_THREADS
+    done = has_bf16 && attend_many(&job);
+    Py_END_ALLOW_THREADS
+#endif
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_isa(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return PyUnicode_FromFormat("%s%s", best->name, has_bf16 ? " with BF16" : "");
+}
+
+static PyObject *py_has_bf16(PyObject *self, PyObject *nothing) {
+    (void)self, (void)nothing;
+    return PyBool_FromLong(has_bf16);
+}
+
+/* isa name -> whether it could be chosen; for tests, so that every form of the text is run */
+static PyObject *py_choose(PyObject *self, PyObject *name) {
+    const char *wanted = PyUnicode_AsUTF8(name);
+    (void)self;
+    if (!wanted) return NULL;
+    const kernels *chosen = NULL;
+    int bf16 = 0;
+#ifdef HAS_X86_ISAS
+    __builtin_cpu_init();
+    int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && strcmp(wanted, "avx512") == 0) {
+        chosen = &table_avx512;
+        bf16 = __builtin_cpu_supports("avx512bf16") != 0;
+    }
+    if (avx2 && strcmp(wanted, "avx2") == 0) chosen = &table_avx2;
+#endif
+    if (strcmp(wanted, "base") == 0) chosen = &table_base;
+    if (chosen) {
+        best = chosen;
+        has_bf16 = bf16;
+    }
+    return PyBool_FromLong(chosen != NULL);
+}
+
+#define ENTRY(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
+static PyMethodDef methods[] = {
+    ENTRY(rms_norm), ENTRY(rope), ENTRY(swiglu), ENTRY(merge), ENTRY(matmul), ENTRY(unpack), ENTRY(append_kv),
+    ENTRY(attend), ENTRY(attend_many),
+    {"isa", py_isa, METH_NOARGS, NULL},
+    {"has_bf16", py_has_bf16, METH_NOARGS, NULL},
+    {"choose", py_choose, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    static const char *const order[] = {"avx512", "avx2", "base"};
+    for (int i = 0; i < 3; i++) {
+        PyObject *name = PyUnicode_FromString(order[i]), *chosen = name ? py_choose(NULL, name) : NULL;
+        Py_XDECREF(name);
+        if (!chosen) return NULL;
+        int done = chosen == Py_True;
+        Py_DECREF(chosen);
+        if (done) break;
+    }
+    return PyModule_Create(&definition);
+}
