@@ -1,0 +1,50 @@
+"""One token stream whose KV is cached: its ids, where its columns lie, how much of it is on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edgekv.cache.directory import Directory
+from edgekv.cache.leaf import LEAF_TOKENS
+
+
+@dataclass(slots=True)
+class Sequence:
+    """`token_ids` are exactly the tokens whose KV exists; the last column may be unfinished.
+
+    `num_written` columns from the start are on disk. `keys` are the chain keys of the full columns, made
+    when first needed. `last_used` counts requests, not seconds: only the order matters.
+    """
+
+    id: bytes
+    durable: bool
+    directory: Directory
+    token_ids: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    num_written: int = 0
+    last_used: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions with KV."""
+        return len(self.token_ids)
+
+    @property
+    def num_full(self) -> int:
+        """Columns that will not change any more."""
+        return self.num_tokens // LEAF_TOKENS
+
+    def shorten(self, num_tokens: int) -> None:
+        """Forget tokens from `num_tokens` on; slots of dropped columns must have been given back."""
+        del self.token_ids[num_tokens:]
+        del self.keys[num_tokens // LEAF_TOKENS :]
+        self.num_written = min(self.num_written, num_tokens // LEAF_TOKENS)
+        self.directory.truncate(-(-num_tokens // LEAF_TOKENS))
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    """How many leading ids are equal."""
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:
+        return limit
+    return next(index for index in range(limit) if left[index] != right[index])

@@ -1,0 +1,278 @@
+"""Generation: find what is cached, compute the rest, draw tokens, keep the leaves.
+
+One engine serves all conversations of a Runtime, one request at a time, in one thread. Knows ids and events;
+not templates, transcripts or names.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgekv.cache.directory import Directory
+from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.cache.ledger import Ledger, Tier
+from edgekv.cache.sequence import Sequence, common_prefix
+from edgekv.engine.sampler import Sampler
+from edgekv.engine.stopper import Stopper
+from edgekv.errors import CapacityError, ContextOverflow
+from edgekv.events import CacheUse, Notice, PrefillProgress, Result, TextDelta, Timings, Usage
+from edgekv.models.tokenizer import Detokenizer
+from edgekv.tiers.arrivals import Arrivals, DamagedColumns
+from edgekv.tiers.residency import EXTENT_COLUMNS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgekv.engine.front import ModelFront
+    from edgekv.engine.request import Emit, IsCancelled, Request
+    from edgekv.engine.runner import Runner
+    from edgekv.events import FinishReason
+    from edgekv.tiers.residency import Residency
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One request while it runs."""
+
+    request: Request
+    emit: Emit
+    is_cancelled: IsCancelled
+    sequence: Sequence
+    context: list[int]  # prompt and answer so far
+    started: float
+    num_reused: int = 0
+    prefill_s: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    damaged_leaves: int = 0
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    text: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def answer(self) -> list[int]:
+        """Ids generated so far."""
+        return self.context[len(self.request.token_ids) :]
+
+    def say(self, text: str) -> None:
+        """Hand out new text."""
+        if text:
+            self.text.append(text)
+            self.emit(TextDelta(text))
+
+    def note(self, message: str) -> None:
+        """Tell the user something, once."""
+        self.notices.append(message)
+        self.emit(Notice(message))
+
+
+class Engine:
+    """`EngineLike` on a real model and real tiers."""
+
+    def __init__(self, runner: Runner, residency: Residency, ledger: Ledger, front: ModelFront) -> None:
+        self._runner = runner
+        self._residency = residency
+        self._ledger = ledger
+        self._front = front
+        self._num_requests = 0
+        self._damaged_leaves = 0
+
+    def generate(self, request: Request, emit: Emit, is_cancelled: IsCancelled) -> Result:
+        """Run one request; see `EngineLike.generate`.
+
+        Raises:
+            ContextOverflow: the context leaves no room for an answer in the trained window.
+            CapacityError: the tiers cannot hold the prompt.
+        """
+        started = time.perf_counter() if request.submitted_at is None else request.submitted_at
+        context = list(request.token_ids)
+        window = self._front.context_length
+        if len(context) >= window:
+            raise ContextOverflow(
+                f"the conversation has {len(context)} tokens and the model was trained on {window}: "
+                "begin a new conversation, or edit an earlier turn"
+            )
+        turn = _Turn(request, emit, is_cancelled, self._sequence(request), context, started)
+        disk = self._residency.mover.disk
+        if disk is not None:
+            disk.notify = turn.note
+            disk.is_writable = disk.store.off_reason is None
+        try:
+            reason = self._run(turn, min(request.max_tokens, window - len(context)))
+        finally:
+            turn.arrivals.settle()
+            self._residency.stream.close()
+        self._residency.flush(turn.sequence)
+        return self._result(turn, reason)
+
+    def _run(self, turn: _Turn, limit: int) -> FinishReason:
+        self._reuse(turn, limit)
+        before = time.perf_counter()
+        logits = self._prefill(turn)
+        turn.prefill_s = time.perf_counter() - before
+        return "cancelled" if logits is None else self._decode(turn, logits, limit)
+
+    def _sequence(self, request: Request) -> Sequence:
+        """The warm sequence of the request, or an empty one."""
+        self._num_requests += 1
+        known = self._residency.sequences.get(request.sequence_id)
+        if known is None:
+            directory = Directory(self._residency.mover.device.shape.num_layers)
+            known = Sequence(request.sequence_id, request.durable, directory)
+            self._residency.sequences[known.id] = known
+        known.last_used = self._num_requests
+        return known
+
+    def _reuse(self, turn: _Turn, limit: int) -> None:
+        """Keep what the sequence shares with the context, find more on disk, start bringing it up."""
+        sequence, wanted = turn.sequence, turn.context[:-1]  # the last token's logits must be computed
+        shared = common_prefix(sequence.token_ids, wanted)
+        if shared < sequence.num_tokens:
+            self._residency.shorten(sequence, shared // LEAF_TOKENS * LEAF_TOKENS)
+        disk = self._residency.mover.disk
+        if disk is not None and sequence.durable:
+            places = disk.find(sequence, wanted)
+            if len(places) * LEAF_TOKENS > sequence.num_tokens:
+                self._residency.shorten(sequence, sequence.num_full * LEAF_TOKENS)
+                disk.adopt(sequence, wanted, places)
+        turn.num_reused = sequence.num_tokens
+        turn.emit(PrefillProgress(turn.num_reused, len(turn.context), turn.num_reused))
+        expected = len(turn.context) - sequence.num_tokens + limit
+        try:
+            turn.arrivals = self._residency.restore(sequence, expected)
+        except DamagedColumns as damage:
+            self._recover(turn, damage)
+
+    def _prefill(self, turn: _Turn) -> Tensor | None:
+        """Compute the context that is not cached, block by block; logits of its last token, None if cancelled."""
+        sequence, total = turn.sequence, len(turn.context)
+        start, begun = sequence.num_tokens, time.perf_counter()
+        hidden = None
+        while sequence.num_tokens < total:
+            if turn.is_cancelled():
+                return None
+            hidden = self._advance(turn)
+            if sequence.num_tokens < total:
+                computed = max(1, sequence.num_tokens - start)
+                eta = (time.perf_counter() - begun) / computed * (total - sequence.num_tokens)
+                turn.emit(PrefillProgress(sequence.num_tokens, total, turn.num_reused, eta))
+        assert hidden is not None, "the last token is never reused"
+        turn.emit(PrefillProgress(total, total, turn.num_reused, 0.0))
+        return self._runner.logits(hidden[-1:])[0]
+
+    def _advance(self, turn: _Turn) -> Tensor | None:
+        """One forward pass over the next block of the context; None when damage sent the sequence back."""
+        sequence = turn.sequence
+        start = sequence.num_tokens
+        room = self._residency.block_columns * LEAF_TOKENS - start % LEAF_TOKENS
+        block = turn.context[start : start + room]
+        try:
+            hidden = self._runner.forward(sequence, block, turn.arrivals)
+        except DamagedColumns as damage:
+            self._recover(turn, damage)
+            return None
+        self._residency.flush(sequence, at_least=EXTENT_COLUMNS)
+        return hidden
+
+    def _recover(self, turn: _Turn, damage: DamagedColumns) -> None:
+        """Leaves on disk were damaged: forget them and what depends on them; the next passes recompute it."""
+        turn.arrivals.settle()
+        turn.damaged_leaves += damage.num_leaves
+        self._damaged_leaves += damage.num_leaves
+        first = damage.first * LEAF_TOKENS
+        turn.num_reused = min(turn.num_reused, first)
+        self._residency.shorten(turn.sequence, first)
+        turn.note(f"{damage.num_leaves} stored leaves were damaged; computing again from token {first}")
+
+    def _decode(self, turn: _Turn, logits: Tensor, limit: int) -> FinishReason:
+        request = turn.request
+        sampler = Sampler(request.sampling, turn.context)
+        detokenizer, stopper = Detokenizer(self._front.tokenizer), Stopper(request.stop)
+        reason: FinishReason = "length" if limit == request.max_tokens else "context"
+        for count in range(1, limit + 1):
+            token = sampler.sample(logits)
+            sampler.accept(token)
+            turn.context.append(token)
+            turn.last_token_at = time.perf_counter()
+            turn.first_token_at = turn.first_token_at or turn.last_token_at
+            if token in request.stop_ids:
+                reason = "stop"
+                break
+            turn.say(stopper.push(detokenizer.push(token)))
+            if stopper.stopped:
+                return "stop"
+            if count == limit:
+                break
+            if turn.is_cancelled():
+                reason = "cancelled"
+                break
+            try:
+                logits = self._next_logits(turn)
+            except CapacityError as error:
+                turn.note(str(error))
+                reason = "context"
+                break
+        turn.say(stopper.push(detokenizer.flush()))
+        turn.say(stopper.flush())
+        return reason
+
+    def _next_logits(self, turn: _Turn) -> Tensor:
+        hidden = None
+        while turn.sequence.num_tokens < len(turn.context):
+            hidden = self._advance(turn)
+        assert hidden is not None
+        return self._runner.logits(hidden[-1:])[0]
+
+    def _result(self, turn: _Turn, reason: FinishReason) -> Result:
+        answer, prompt = turn.answer, len(turn.request.token_ids)
+        computed = min(turn.sequence.num_tokens, prompt) - turn.num_reused
+        decode_s = turn.last_token_at - turn.first_token_at
+        ended = turn.first_token_at or time.perf_counter()
+        return Result(
+            text="".join(turn.text),
+            token_ids=tuple(answer),
+            finish_reason=reason,
+            usage=Usage(prompt, len(answer), turn.num_reused),
+            timings=Timings(
+                ttft_s=ended - turn.started,
+                prefill_tokens_per_s=computed / turn.prefill_s if turn.prefill_s else 0.0,
+                decode_tokens_per_s=(len(answer) - 1) / decode_s if decode_s else 0.0,
+            ),
+            cache=self.cache_use(turn.damaged_leaves),
+            notices=tuple(turn.notices),
+        )
+
+    def release(self, sequence_id: bytes, *, forget: bool) -> None:
+        """Drop a sequence from memory; with `forget`, from disk as well."""
+        sequence = self._residency.sequences.get(sequence_id)
+        if sequence is not None:
+            if not forget:
+                self._residency.flush(sequence)
+            self._residency.release(sequence)
+        if forget and self._residency.mover.disk is not None:
+            self._residency.mover.disk.forget(sequence_id)
+
+    def cache_use(self, damaged_leaves: int | None = None) -> CacheUse:
+        """Bytes per tier now and at their peaks; damaged leaves of one answer, or of all so far."""
+        device, host, disk = (self._ledger[tier] for tier in Tier)
+        return CacheUse(
+            device_bytes=device.used,
+            host_bytes=host.used,
+            disk_bytes=disk.used,
+            device_peak_bytes=device.peak,
+            host_peak_bytes=host.peak,
+            disk_peak_bytes=disk.peak,
+            damaged_leaves=self._damaged_leaves if damaged_leaves is None else damaged_leaves,
+        )
+
+    def close(self) -> None:
+        """Write what is durable and close the store and the tokenizer."""
+        for sequence in list(self._residency.sequences.values()):
+            self._residency.flush(sequence)
+            self._residency.release(sequence)
+        if self._residency.mover.disk is not None:
+            self._residency.mover.disk.store.close()
+        self._front.template.close()
+        self._front.tokenizer.close()

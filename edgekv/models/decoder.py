@@ -1,0 +1,78 @@
+"""The transformer of llama, qwen2 and qwen3, on one screen.
+
+Knows weights and arithmetic. Does not know where keys and values lie: the caller hands in `attend`, which
+stores this layer's new keys and values and returns the attention output (house rule 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import edgekv_kernels as kernels
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from edgekv.models.config import ModelConfig
+    from edgekv.models.linear import Linear, Stack
+    from edgekv.models.rope import Rope
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D], all float32, q and k rotated) -> out [T, Hq, D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one block. `qkv` gives q, k, v side by side; `gate_up` the two halves of the gated MLP."""
+
+    attn_norm: Tensor
+    qkv: Linear | Stack
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    attn_out: Linear
+    ffn_norm: Tensor
+    gate_up: Linear | Stack
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """All weights of a model; stateless, so one decoder serves every sequence."""
+
+    config: ModelConfig
+    embedding: Linear
+    layers: tuple[Layer, ...]
+    final_norm: Tensor
+    head: Linear
+    rope: Rope
+    device: torch.device
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states `[T, hidden]` float32 of `token_ids` int64 `[T]` at `positions` int64 `[T]`."""
+        hidden = self.embedding.rows(token_ids)
+        cos, sin = self.rope.rows(positions)
+        for index, layer in enumerate(self.layers):
+            x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps)
+            q, k, v = self._heads(layer, layer.qkv(x).float())
+            kernels.rope_(q, cos, sin, self.rope.style)
+            kernels.rope_(k, cos, sin, self.rope.style)
+            hidden += layer.attn_out(attend(index, q, k, v).flatten(1))
+            x = kernels.rms_norm(hidden, layer.ffn_norm, self.config.rms_eps)
+            hidden += layer.down(kernels.swiglu(layer.gate_up(x)))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[M, vocab]` float32 of hidden states `[M, hidden]`."""
+        return self.head.precise(kernels.rms_norm(hidden, self.final_norm, self.config.rms_eps))
+
+    def _heads(self, layer: Layer, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split `[T, (Hq + 2 Hkv) * D]` into q, k, v `[T, H, D]`, normalised per head where the model does."""
+        c = self.config
+        sizes = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
+        q, k, v = (part.unflatten(1, (-1, c.head_dim)).contiguous() for part in qkv.split(sizes, dim=1))
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = kernels.rms_norm(q, layer.q_norm, c.rms_eps)
+            k = kernels.rms_norm(k, layer.k_norm, c.rms_eps)
+        return q, k, v

@@ -1,0 +1,82 @@
+"""Columns on their way up, layer by layer: the decoder starts before the last layer has landed.
+
+A leaf is present, absent or in flight: its slot is taken and recorded when the read is issued, and nobody
+may attend to a layer before `wait(layer)` returned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.disk import LayerRead
+    from edgekv.tiers.memory import MemoryTier
+    from edgekv.tiers.mover import Mover
+
+
+class DamagedColumns(Exception):  # noqa: N818  # not an error for users: the engine recomputes from `first`
+    """Leaves on disk could not be read or verified; the lowest column affected and how many leaves."""
+
+    def __init__(self, first: int, num_leaves: int) -> None:
+        super().__init__(f"{num_leaves} damaged leaves from column {first}")
+        self.first = first
+        self.num_leaves = num_leaves
+
+
+class Arrivals:
+    """Reads in flight into `tier` for columns of one sequence."""
+
+    def __init__(self) -> None:
+        self._reads: dict[int, list[LayerRead]] = {}
+
+    def start(self, mover: Mover, sequence: Sequence, columns: NDArray[np.intp], tier: MemoryTier) -> bool:
+        """Take slots for `columns` in `tier` and issue their reads, first layers first; False without room."""
+        directory = sequence.directory
+        if len(columns) == 0:
+            return True
+        taken = tier.take(len(columns) * directory.num_layers)
+        if taken is None:
+            return False
+        slots = taken.reshape(directory.num_layers, -1)
+        put = directory.put_device if tier is mover.device else directory.put_host
+        put(columns, slots)
+        assert mover.disk is not None
+        for layer in range(directory.num_layers):
+            read = mover.disk.read(directory.places, layer, columns, slots[layer], tier)
+            self._reads.setdefault(layer, []).append(read)
+        return True
+
+    def wait(self, layer: int) -> None:
+        """Block until the layer's leaves are there.
+
+        Raises:
+            DamagedColumns: some could not be read or verified. The other layers are still in flight.
+        """
+        reads = self._reads.pop(layer, None)
+        if reads is None:
+            return
+        damaged = np.concatenate([read.wait() for read in reads])
+        if len(damaged):
+            raise DamagedColumns(int(damaged.min()), len(damaged))
+
+    def wait_all(self) -> None:
+        """`wait` for every layer."""
+        for layer in sorted(self._reads):
+            self.wait(layer)
+
+    def settle(self) -> None:
+        """Block until nothing is in flight any more, whatever its outcome (before slots are given back)."""
+        for reads in self._reads.values():
+            for read in reads:
+                read.wait()
+        self._reads.clear()
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a wait may still be needed."""
+        return bool(self._reads)

@@ -1,0 +1,155 @@
+"""The disk tier: leaves of durable sequences in the store. Tensors stop here; below are bytes and places.
+
+Knows how columns map to the store's places and how neighbouring leaves become one read. A store that fails
+or fills up is turned off for writing with one notice; what it holds stays readable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store, leaf_keys
+
+from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.cache.ledger import Tier
+from edgekv.cache.runs import common_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekv_storage import LeafPlace, Transfer
+    from numpy.typing import NDArray
+
+    from edgekv.cache.ledger import Ledger
+    from edgekv.cache.leaf import LeafShape
+    from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.memory import MemoryTier
+
+NAMESPACE_EXACT = b"exact"
+"""Part of every key: leaves made under another attention mode must not be taken for exact ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRead:
+    """A read of several columns of one layer that is under way; request i begins at `columns[starts[i]]`."""
+
+    transfer: Transfer
+    columns: NDArray[np.intp]
+    starts: list[int]
+
+    def wait(self) -> NDArray[np.intp]:
+        """Block until it landed; the columns that could not be read or verified (none when all is well)."""
+        self.transfer.wait()
+        damaged = {self.columns[self.starts[f.request] + f.leaf] for f in self.transfer.result}
+        return np.array(sorted(damaged), dtype=np.intp)
+
+
+class DiskTier:
+    """Appends, finds and reads columns of sequences."""
+
+    def __init__(self, store: Store, shape: LeafShape, fingerprint: bytes, ledger: Ledger) -> None:
+        self.store = store
+        self.shape = shape
+        self.is_writable = True
+        self.notify: Callable[[str], None] = lambda _message: None
+        self._fingerprint = fingerprint
+        self._ledger = ledger
+        self._evicted: list[bytes] = []
+        self._observe()
+
+    def _observe(self) -> None:
+        self._ledger.observe(Tier.DISK, self.store.live_bytes)
+
+    def extend_keys(self, sequence: Sequence, token_ids: list[int]) -> list[bytes]:
+        """Chain keys of all full columns of `token_ids`, of which `sequence.keys` are the first ones."""
+        known = len(sequence.keys)
+        rest = np.asarray(token_ids[known * LEAF_TOKENS :], dtype=np.int32)
+        parent = sequence.keys[-1] if known else None
+        return [*sequence.keys, *leaf_keys(self._fingerprint, NAMESPACE_EXACT, rest, parent)]
+
+    def find(self, sequence: Sequence, token_ids: list[int]) -> list[LeafPlace]:
+        """Places of the longest stored prefix of `token_ids`, one per full column."""
+        keys = self.extend_keys(sequence, token_ids)
+        ids = np.asarray(token_ids[: len(keys) * LEAF_TOKENS], dtype=np.int32)
+        return list(self.store.lookup(sequence.id, keys, ids))
+
+    def adopt(self, sequence: Sequence, token_ids: list[int], places: list[LeafPlace]) -> None:
+        """Make the columns found at `places` part of the sequence: present on disk, absent above."""
+        stop = len(places) * LEAF_TOKENS
+        sequence.keys = self.extend_keys(sequence, token_ids)[: len(places)]
+        sequence.token_ids[:] = token_ids[:stop]
+        sequence.directory.grow(len(places))
+        sequence.directory.places[:] = places
+        sequence.num_written = max(sequence.num_written, len(places))
+
+    def append(self, sequence: Sequence, columns: range, leaves: list[memoryview]) -> bool:
+        """Write full columns as one extent; `leaves` are their bytes by layer, then column.
+
+        False when the store cannot take them (said once through `notify`); then nothing changed.
+        """
+        sequence.keys = self.extend_keys(sequence, sequence.token_ids)
+        start, stop = columns.start, columns.stop
+        ids = np.asarray(sequence.token_ids[start * LEAF_TOKENS : stop * LEAF_TOKENS], dtype=np.int32)
+        parent = sequence.keys[start - 1] if start else None
+        try:
+            places = self._append(sequence.id, sequence.keys[start:stop], parent, ids, leaves)
+        except StorageError as error:
+            self.is_writable = False
+            self.notify(f"nothing more is kept on disk this turn: {error}; the answer goes on from memory")
+            return False
+        finally:
+            self._observe()
+        sequence.directory.places[start:stop] = places
+        sequence.num_written = stop
+        return True
+
+    def _append(
+        self,
+        sequence_id: bytes,
+        keys: list[bytes],
+        parent: bytes | None,
+        token_ids: NDArray[np.int32],
+        leaves: list[memoryview],
+    ) -> list[LeafPlace]:
+        """Append; at the quota the sequences that were not used for longest give way, all others first."""
+        try:
+            return self.store.append(sequence_id, keys, parent, token_ids, leaves)
+        except QuotaExceeded:
+            needed = len(keys) * self.shape.column_bytes
+            target = int(self.store.stats().quota_bytes * 0.9) - needed
+            evicted = self.store.evict(target, keep=[sequence_id])
+            if not evicted:
+                raise
+            self._evicted += evicted
+            self.notify(
+                f"disk limit reached: the KV of {len(evicted)} conversation(s) not used for longest was dropped; "
+                "their text is kept, and they are computed again when opened"
+            )
+            return self.store.append(sequence_id, keys, parent, token_ids, leaves)
+
+    def take_evicted(self) -> list[bytes]:
+        """Sequences whose places became stale since the last call."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def read(
+        self, places: list[LeafPlace], layer: int, columns: NDArray[np.intp], slots: NDArray[np.int32], into: MemoryTier
+    ) -> LayerRead:
+        """Start reading `columns` of one layer into `slots` of a CPU pool; neighbours in one request."""
+        starts, requests = [], []
+        for start, stop in common_runs(columns, slots):
+            cut = start
+            for index in range(start + 1, stop + 1):  # a run of neighbours may still cross records
+                if index == stop or not places[columns[index - 1]].precedes(places[columns[index]]):
+                    out = into.leaf_view(int(slots[cut]), index - cut)
+                    requests.append(LeafRead(places[columns[cut]], layer, index - cut, out))
+                    starts.append(cut)
+                    cut = index
+        return LayerRead(self.store.read(requests), columns, starts)
+
+    def forget(self, sequence_id: bytes) -> None:
+        """Remove everything of a sequence from disk."""
+        self.store.forget(sequence_id)
+        self._observe()

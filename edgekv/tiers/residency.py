@@ -1,0 +1,229 @@
+"""Keeps every column of every sequence somewhere within the limits, and says where attention finds it.
+
+Asks placement what to demote and the mover to do it. Its promises: room is made before it is used; a column
+of the active sequence is never lost (a durable one is written first, and when no tier can take it the error
+says which limit to raise); idle sequences give way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekv.cache.directory import ABSENT
+from edgekv.cache.leaf import LEAF_TOKENS, num_columns
+from edgekv.errors import CapacityError
+from edgekv.policies.placement import Candidate, Placement
+from edgekv.tiers.arrivals import Arrivals
+from edgekv.tiers.stream import SegmentStream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.mover import Mover
+
+EXTENT_COLUMNS = 16  # 256 tokens: written together while a long turn goes on
+MAX_BLOCK_COLUMNS = 32  # 512 tokens: how long a cancel may have to wait in prefill
+MAX_SEGMENT_SLOTS = 512
+
+
+class Residency:
+    """Bookkeeper of all warm sequences; engine thread only."""
+
+    def __init__(self, mover: Mover, placement: Placement) -> None:
+        self.mover = mover
+        self.placement = placement
+        self.sequences: dict[bytes, Sequence] = {}
+        num_slots = mover.device.slots.num_slots
+        num_layers = mover.device.shape.num_layers
+        self.stream = SegmentStream(mover, min(MAX_SEGMENT_SLOTS, max(1, num_slots // 6)))
+        spare = (num_slots - 2 * self.stream.segment_slots) // num_layers - 1
+        self.block_columns = max(1, min(MAX_BLOCK_COLUMNS, spare - 1))
+        assert num_slots >= smallest_device_slots(num_layers)
+
+    def restore(self, sequence: Sequence, num_expected: int) -> Arrivals:
+        """Start bringing absent columns up: all to the device if they and the `num_expected` tokens to come
+        fit there, else as many as fit beside the staging segments, then to the host; the rest is streamed.
+        """
+        directory, arrivals = sequence.directory, Arrivals()
+        absent = directory.off_device()
+        if self.mover.in_place:  # what lies on the host is attended there
+            absent = absent[directory.host[0, absent] == ABSENT]
+        if len(absent) == 0:
+            return arrivals
+        growth = num_columns(num_expected) + 1
+        self._make_room((len(absent) + growth) * directory.num_layers, sequence, only_idle=True)
+        room = self.mover.device.slots.num_free // directory.num_layers - growth
+        if room < len(absent):
+            staging = -(-2 * self.stream.segment_slots // directory.num_layers)
+            room = max(0, room - staging - self.block_columns)
+        chosen, rest = absent[:room], absent[room:]
+        if self.mover.in_place:
+            started = arrivals.start(self.mover, sequence, chosen, self.mover.device)
+            assert started, "room on the device was counted before"
+        else:
+            self._lift(sequence, chosen)
+        self._bring_to_host(arrivals, sequence, rest[directory.host[0, rest] == ABSENT])
+        if not self.mover.in_place:
+            arrivals.wait_all()  # copies to the device start from the host: they must not overtake the disk
+        return arrivals
+
+    def _lift(self, sequence: Sequence, columns: NDArray[np.intp]) -> None:
+        """Bring columns to a GPU by way of the host, as many at a time as the host has room for."""
+        host = sequence.directory.host
+        held = columns[host[0, columns] != ABSENT]
+        self.mover.promote_to_device(sequence, held)
+        left = columns[host[0, columns] == ABSENT]
+        while len(left):
+            arrivals = Arrivals()
+            self._bring_to_host(arrivals, sequence, left)
+            arrivals.wait_all()
+            landed = left[sequence.directory.host[0, left] != ABSENT]
+            if len(landed) == 0 or not self.mover.promote_to_device(sequence, landed):
+                return  # what is left is streamed
+            left = left[len(landed) :]
+            if len(left):
+                self.mover.lane.host_waits()
+                self.mover.drop_host(sequence, landed)
+
+    def _bring_to_host(self, arrivals: Arrivals, sequence: Sequence, columns: NDArray[np.intp]) -> None:
+        num_layers = sequence.directory.num_layers
+        self._make_host_room(len(columns) * num_layers, sequence)
+        staging = 0 if self.mover.in_place or self.stream.is_open else 2 * self.stream.segment_slots
+        room = max(0, self.mover.host.slots.num_free - staging) // num_layers
+        started = arrivals.start(self.mover, sequence, columns[:room], self.mover.host)
+        assert started, "room on the host was counted before"
+
+    def prepare(self, sequence: Sequence, num_tokens: int) -> None:
+        """Before a pass: device slots for every column up to `num_tokens`, and staging if anything is away.
+
+        Raises:
+            CapacityError: no tier can take what has to leave the device.
+        """
+        directory = sequence.directory
+        wanted = num_columns(num_tokens) - directory.num_columns
+        if wanted > 0:
+            slots = self._take(wanted * directory.num_layers, sequence)
+            first = directory.num_columns
+            directory.grow(first + wanted)
+            directory.put_device(np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted))
+        while self._must_stream(sequence) and not self.stream.is_open and not self.stream.open():
+            self._make_room(2 * self.stream.segment_slots, sequence)
+
+    def _must_stream(self, sequence: Sequence) -> bool:
+        away = sequence.directory.off_device()
+        if self.mover.in_place:
+            away = away[sequence.directory.host[0, away] == ABSENT]
+        return len(away) > 0
+
+    def flush(self, sequence: Sequence, at_least: int = 1) -> bool:
+        """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused."""
+        disk = self.mover.disk
+        if not sequence.durable or disk is None:
+            return False
+        if sequence.num_full - sequence.num_written < at_least:
+            return True
+        if not disk.is_writable:
+            return False
+        done = self.mover.write_extent(sequence, range(sequence.num_written, sequence.num_full))
+        for evicted in disk.take_evicted():  # their places are stale: what memory holds of them goes too
+            if evicted in self.sequences:
+                self.release(self.sequences[evicted])
+        return done
+
+    def shorten(self, sequence: Sequence, num_tokens: int) -> None:
+        """Forget tokens from `num_tokens` on (an edit, a damaged leaf); nothing may be in flight."""
+        self.stream.reset()
+        gone = np.arange(num_columns(num_tokens), sequence.directory.num_columns)
+        self.mover.drop_device(sequence, gone)
+        self.mover.drop_host(sequence, gone)
+        sequence.shorten(num_tokens)
+
+    def release(self, sequence: Sequence) -> None:
+        """Give up every copy in memory and forget the sequence."""
+        self.shorten(sequence, 0)
+        self.sequences.pop(sequence.id, None)
+
+    def _take(self, num_slots: int, active: Sequence) -> NDArray[np.int32]:
+        self._make_room(num_slots, active)
+        slots = self.mover.device.take(num_slots)
+        assert slots is not None, "room was made before"
+        return slots
+
+    def _make_room(self, num_slots: int, active: Sequence, *, only_idle: bool = False) -> None:
+        """Demote until `num_slots` device slots are free; `only_idle`: as far as idle sequences allow.
+
+        Raises:
+            CapacityError: not even all demotable columns make enough room, or nowhere takes them.
+        """
+        num_layers = active.directory.num_layers
+        missing = num_slots - self.mover.device.slots.num_free
+        if missing <= 0:
+            return
+        candidates = [
+            Candidate(sequence.id, self._demotable(sequence, active), sequence.last_used, sequence is active)
+            for sequence in self.sequences.values()
+            if not (only_idle and sequence is active)
+        ]
+        for owner, columns in self.placement.victims(candidates, -(-missing // num_layers)):
+            self._demote(self.sequences[owner], columns, active)
+        if not only_idle and self.mover.device.slots.num_free < num_slots:
+            raise CapacityError(self._too_small("device"))
+
+    def _demotable(self, sequence: Sequence, active: Sequence) -> NDArray[np.intp]:
+        """Columns that may leave the device: all of an idle sequence, the full ones of the active."""
+        columns = sequence.directory.on_device()
+        return columns[columns < sequence.num_full] if sequence is active else columns
+
+    def _demote(self, sequence: Sequence, columns: NDArray[np.intp], active: Sequence) -> None:
+        """Take columns off the device, keeping a copy below."""
+        full = columns[columns < sequence.num_full]
+        self._make_host_room(len(full) * sequence.directory.num_layers, active)
+        room = self.mover.host.slots.num_free
+        if not self.mover.in_place and not self.stream.is_open:
+            room -= 2 * self.stream.segment_slots  # streaming will need to land on the host
+        fits = max(0, room) // sequence.directory.num_layers
+        self.mover.demote_to_host(sequence, full[:fits])
+        homeless = full[fits:][sequence.directory.host[0, full[fits:]] == ABSENT]
+        if len(homeless) and homeless.max() >= sequence.num_written and not self.flush(sequence):
+            if sequence is active:
+                raise CapacityError(self._too_small("host"))
+            self._cut_before(sequence, int(homeless[homeless >= sequence.num_written].min()))
+            return
+        self.mover.drop_device(sequence, full)
+        if len(full) < len(columns):  # the unfinished column of an idle sequence: recomputed when needed
+            self.shorten(sequence, sequence.num_full * LEAF_TOKENS)
+
+    def _cut_before(self, sequence: Sequence, column: int) -> None:
+        """Evict an idle sequence from `column` on: it has no disk to go to and is recomputed when needed."""
+        self.shorten(sequence, column * LEAF_TOKENS)
+
+    def _make_host_room(self, num_slots: int, active: Sequence) -> None:
+        """Drop clean host copies of idle sequences, least recently used first, until enough is free."""
+        host = self.mover.host
+        for sequence in sorted(self.sequences.values(), key=lambda s: s.last_used):
+            if host.slots.num_free >= num_slots:
+                return
+            if sequence is active:
+                continue
+            if sequence.durable:
+                self.flush(sequence)
+                held = sequence.directory.on_host()
+                self.mover.drop_host(sequence, held[held < sequence.num_written])
+            elif len(held := sequence.directory.on_host()):
+                self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
+
+    def _too_small(self, tier: str) -> str:
+        limit = self.mover.device if tier == "device" else self.mover.host
+        mib = limit.ledger[limit.tier].capacity / (1 << 20)
+        return (
+            f"the conversation no longer fits: the {tier} limit of {mib:.0f} MiB is full and nothing below it can "
+            f"take more; raise --{tier}-budget or --disk-budget, or free disk space"
+        )
+
+
+def smallest_device_slots(num_layers: int) -> int:
+    """Slots without which not even one new column and two one-leaf segments fit."""
+    return 3 * num_layers + 2
