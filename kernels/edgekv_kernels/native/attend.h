@@ -25,11 +25,13 @@ static void FN(append)(const void *p, long begin, long end, int part) {
     }
 }
 
-/* scores[g][token] of G query heads against one leaf's keys */
-INLINE void FN(leaf_scores)(const float *q, const uint16_t *k, long tokens, int G, int D, float scale, float (*s)[LEAF]) {
+/* scores[g][token] of G query heads against one leaf's keys; `ahead` leads to the next leaf's */
+INLINE void FN(leaf_scores)(const float *q, const uint16_t *k, long ahead, long tokens, int G, int D, float scale,
+                            float (*s)[LEAF]) {
     vf partial[4][LEAF];
     for (long t = 0; t < tokens; t++) {
         vf sum[4] = {{0}};
+        for (int i = 0; i < D; i += 32) __builtin_prefetch(k + ahead + t * D + i);
         for (int i = 0; i < D; i += W) {
             vf key = load_bf16(k + t * D + i);
             for (int g = 0; g < G; g++) sum[g] += key * load(q + g * D + i);
@@ -43,10 +45,10 @@ INLINE void FN(leaf_scores)(const float *q, const uint16_t *k, long tokens, int 
 }
 
 /* One leaf into the running state of G heads; state is [G][D + 2]: output, maximum, sum. */
-INLINE void FN(leaf_step)(const float *q, const uint16_t *k, const uint16_t *v, long tokens, int G, int D, float scale,
-                          float *state) {
+INLINE void FN(leaf_step)(const float *q, const uint16_t *k, const uint16_t *v, long ahead, long tokens, int G, int D,
+                          float scale, float *state) {
     float s[4][LEAF];
-    FN(leaf_scores)(q, k, tokens, G, D, scale, s);
+    FN(leaf_scores)(q, k, ahead, tokens, G, D, scale, s);
     for (int g = 0; g < G; g++) {
         float *o = state + g * (D + 2);
         for (long t = tokens; t < LEAF; t++) s[g][t] = -INFINITY;
@@ -75,26 +77,28 @@ INLINE void FN(leaf_step)(const float *q, const uint16_t *k, const uint16_t *v, 
         vf acc[4][4];
         for (int g = 0; g < G; g++)
             for (int i = 0; i < n; i++) acc[g][i] = load(state + g * (D + 2) + d0 + i * W);
-        for (long t = 0; t < tokens; t++)
+        for (long t = 0; t < tokens; t++) {
+            for (int i = 0; i < n * W; i += 32) __builtin_prefetch(v + ahead + t * D + d0 + i);
             for (int i = 0; i < n; i++) {
                 vf value = load_bf16(v + t * D + d0 + i * W);
                 for (int g = 0; g < G; g++) acc[g][i] += value * s[g][t];
             }
+        }
         for (int g = 0; g < G; g++)
             for (int i = 0; i < n; i++) store(state + g * (D + 2) + d0 + i * W, acc[g][i]);
     }
 }
 
-INLINE void FN(leaf_heads)(const float *q, const uint16_t *k, const uint16_t *v, long tokens, long group, int D,
-                           float scale, float *state) {
+INLINE void FN(leaf_heads)(const float *q, const uint16_t *k, const uint16_t *v, long ahead, long tokens, long group,
+                           int D, float scale, float *state) {
     for (long g = 0; g < group; g += 4) {
         const float *qg = q + g * D;
         float *to = state + g * (D + 2);
         switch (group - g) {
-        case 1: FN(leaf_step)(qg, k, v, tokens, 1, D, scale, to); break;
-        case 2: FN(leaf_step)(qg, k, v, tokens, 2, D, scale, to); break;
-        case 3: FN(leaf_step)(qg, k, v, tokens, 3, D, scale, to); break;
-        default: FN(leaf_step)(qg, k, v, tokens, 4, D, scale, to);
+        case 1: FN(leaf_step)(qg, k, v, ahead, tokens, 1, D, scale, to); break;
+        case 2: FN(leaf_step)(qg, k, v, ahead, tokens, 2, D, scale, to); break;
+        case 3: FN(leaf_step)(qg, k, v, ahead, tokens, 3, D, scale, to); break;
+        default: FN(leaf_step)(qg, k, v, ahead, tokens, 4, D, scale, to);
         }
     }
 }
@@ -109,14 +113,14 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
     for (long leaf = begin; leaf < end; leaf++) {
         const uint16_t *k = job->pool + (long)job->slots[leaf] * 2 * plane;
         long tokens = job->tokens - leaf * LEAF < LEAF ? job->tokens - leaf * LEAF : LEAF;
-        if (leaf + 1 < end) { /* slots lie anywhere: the hardware cannot guess the next leaf */
-            const char *next = (const char *)(job->pool + (long)job->slots[leaf + 1] * 2 * plane);
-            for (long b = 0; b < 4 * plane; b += 64) __builtin_prefetch(next + b, 0, 2);
-        }
+        /* slots lie anywhere and the hardware cannot guess the next leaf; asked for in pieces, since the
+           line buffers hold few requests */
+        const uint16_t *next = job->pool + (long)job->slots[leaf + 1 < end ? leaf + 1 : leaf] * 2 * plane;
         for (long h = 0; h < job->kv_heads; h++)
             for (long t = 0; t < job->queries; t++)
                 FN(leaf_heads)(job->q + t * job->q_stride + h * group * D, k + h * LEAF * D, k + plane + h * LEAF * D,
-                               tokens, group, D, job->scale, state + (t * job->heads + h * group) * (D + 2));
+                               t == 0 ? (next + h * LEAF * D) - (k + h * LEAF * D) : 0, tokens, group, D, job->scale,
+                               state + (t * job->heads + h * group) * (D + 2));
     }
 }
 

@@ -11,6 +11,7 @@ static void FN(group_sums)(const float *x, long rows, long k, long group, float 
         for (long j = 0; j < group; j += W) sum += load(x + i * group + j);
         sums[i] = total(sum);
     }
+    for (long i = 0; i < 16; i++) sums[rows * (k / group) + i] = 0;
 }
 
 /* elements [0, 16) in lo and [16, 32) in hi of a 4-bit group, as 16 / W vectors each */
@@ -68,17 +69,13 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
         const float *x = job->x + g0 * group;
         for (long g = 0; g < count; g++) {
             for (int r = 0; r < R; r++) {
-                __builtin_prefetch(q[r] + g * group_bytes + 2 * R * row_bytes);
+                if (g * group_bytes % 64 == 0) __builtin_prefetch(q[r] + g * group_bytes + 2 * R * row_bytes);
                 acc[r] += FN(group_dot)(w, q[r] + g * group_bytes, x + g * group, bits, group) * d[r][g];
             }
         }
-        if (w->offset) {
-            long g = 0;
-            for (; g + W <= count; g += W)
+        if (w->offset) /* both are padded with zeros to whole vectors */
+            for (long g = 0; g < count; g += W)
                 for (int r = 0; r < R; r++) acc[r] += load(m[r] + g) * load(job->sums + g0 + g);
-            for (; g < count; g++)
-                for (int r = 0; r < R; r++) acc[r][0] += m[r][g] * job->sums[g0 + g];
-        }
     }
     for (int r = 0; r < R; r++) {
         float sum = total(acc[r]);

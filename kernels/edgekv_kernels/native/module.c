@@ -117,11 +117,11 @@ KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
     ARGS(12)
     matmul_job job = {.w = weights_of(args), .x = POINTER(8), .out = POINTER(9), .m = INTEGER(10),
                       .accumulate = (int)INTEGER(11)};
-    float small[1024], *sums = small;
+    float small[1024 + 16], *sums = small;
     NO_ERROR;
     if (job.w.offset && job.m == 1) { /* many rows use unpacked weights and need no sums */
         long groups = job.w.k / job.w.group;
-        if (groups > 1024) sums = malloc((size_t)groups * 4);
+        if (groups > 1024) sums = malloc((size_t)(groups + 16) * 4);
         if (!sums) return PyErr_NoMemory();
         best->group_sums(job.x, 1, job.w.k, job.w.group, sums);
     }
