@@ -10,8 +10,7 @@ import fcntl
 import json
 import os
 import uuid
-
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from edgekv_storage.errors import Locked, UnknownFormat, Unwritable
 from edgekv_storage.files import open_private, sync_directory
@@ -41,6 +40,11 @@ class DataDir:
     def is_writable(self) -> bool:
         """Whether this process holds the lock."""
         return self._lock_fd is not None
+
+    def require_writable(self) -> None:
+        """Raises Unwritable without the lock."""
+        if not self.is_writable:
+            raise Unwritable(f"{self.path} was opened for reading only: its lock is another process's")
 
     @classmethod
     def open(cls, path: Path) -> DataDir:
@@ -74,7 +78,7 @@ class DataDir:
         if fd is not None:
             os.close(fd)
 
-    def __enter__(self) -> DataDir:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -84,7 +88,7 @@ class DataDir:
 
 
 def _make_private(path: Path) -> list[str]:
-    """Creates the directory 0700; closes an existing one of ours to others, and only says so of a foreign one."""
+    """Creates the directory 0700; closes an existing one of ours to others, says so of a foreign one."""
     if not path.exists():
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.is_dir():
@@ -133,11 +137,13 @@ def _read_meta(path: Path) -> str | None:
         found, directory_id = meta["format"], str(meta["uuid"])
     except (ValueError, KeyError, TypeError) as error:
         raise UnknownFormat(
-            f"{path / 'meta.json'} is damaged or not edgekv's; move it away (the data beside it stays), or {_ADVICE}"
+            f"{path / 'meta.json'} is damaged or not edgekv's; move it away (the data beside it stays), "
+            f"or {_ADVICE}"
         ) from error
     if found != FORMAT:
         raise UnknownFormat(
-            f"{path} has format {found}, this version reads {FORMAT}; nothing was touched: update edgekv, or {_ADVICE}"
+            f"{path} has format {found}, this version reads {FORMAT}; nothing was touched: update edgekv, "
+            f"or {_ADVICE}"
         )
     return directory_id
 

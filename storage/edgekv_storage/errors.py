@@ -28,7 +28,7 @@ class QuotaExceeded(StorageError):
 
 
 class DiskFull(StorageError):
-    """The drive, the user's disk quota or the free-space floor left no room; nothing was kept of the append."""
+    """The drive, the user's disk quota or the free-space floor left no room; the append was dropped."""
 
 
 class WriteFailed(StorageError):

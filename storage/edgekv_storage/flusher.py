@@ -54,5 +54,5 @@ class Flusher:
                 self._bytes = 0
             try:
                 self._flush()
-            except Exception:  # the thread's edge: the next append must still be flushed
+            except Exception:  # noqa: BLE001  the thread's edge: the next append must still be flushed
                 _log.exception("flushing the store failed")

@@ -26,8 +26,8 @@ SEGMENT_MAGIC = b"EDGEKV\x00S"
 RECORD_MAGIC = b"EKVR"
 FOOTER_MAGIC = b"EDGEKV\x00F"
 
-#   0        8       12      16        24        32       48         64            96       100     104   108   112
-#   | magic  |format |flags  |segment  |random   |key id  |sequence  |fingerprint  |layers  |leaf B |dtype|zero | xxh3-64
+#   0      8       12     16       24      32      48        64           96      100     104    108   112
+#   |magic |format |flags |segment |random |key id |sequence |fingerprint |layers |leaf |dtype |zero |xxh3-64
 _SEGMENT = struct.Struct("<8sIIQQ16s16s32sIIII")
 #   0      4    6     8        16      24      32          48      52      56     60
 #   |magic |ver |flags|segment |random |number |parent key |leaves |layers |leaf B|dtype|

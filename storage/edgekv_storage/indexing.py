@@ -1,7 +1,7 @@
 """The store's dealings with index.db: opened or made anew, told what is safe, done without when it fails.
 
-Knows index and catalog. A failing index never fails the store: it is dropped, one notice says so, and the next
-start rebuilds it from the segments.
+Knows index and catalog. A failing index never fails the store: it is dropped, one notice says so, and the
+next start rebuilds it from the segments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Indexing:
-    """Rows waiting until their bytes are on the drive, and the index they go to. Guarded by the catalog's lock."""
+    """Rows waiting until their bytes are on the drive, and the index they go to.
+
+    Guarded by the catalog's lock.
+    """
 
     def __init__(self, path: Path, catalog: Catalog, notices: list[str]) -> None:
         self._path = path
@@ -73,7 +76,7 @@ class Indexing:
             return []
 
     def rows_of(self, segments: list[Segment]) -> list[RecordRow]:
-        """Every record of the segments: from the index, from the segments where it fails. Fills `catalog.dead`."""
+        """Every record of the segments: from the index, from the segments without it. Fills catalog.dead."""
         ids = [s.header.segment for s in segments]
         if self._index is not None:
             try:

@@ -107,8 +107,6 @@ def _adopt(
     file = SegmentFile(path, use_direct=False)
     try:
         header = read_header(file)
-        if segment_name(header.segment, header.random) != path.name:
-            raise Malformed("its name and its header disagree")
         file_bytes = os.fstat(file.buffered).st_size
         old = _indexed_prefix(row, indexed, header, file_bytes)
         start = old[-1].entry.offset + old[-1].entry.record_bytes if old else PAGE

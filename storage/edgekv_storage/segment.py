@@ -6,7 +6,6 @@ what a crash left is cut to its good prefix and sealed.
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ def segment_name(segment: int, random: int) -> str:
 
 @dataclass(slots=True)
 class Segment:
-    """What the store knows of one segment. `end` is behind the last record; `entries` is None until loaded."""
+    """What the store knows of one segment. `end` is behind its last record; `entries` are kept while open."""
 
     header: SegmentHeader
     path: Path
@@ -94,8 +93,6 @@ class SegmentWriter:
         try:
             self._reserve(entry.offset + entry.record_bytes, grow_bytes)
             written = write_all(self.fd, buffers, entry.offset)
-            if written != entry.record_bytes:
-                raise OSError(errno.EIO, f"{written} of {entry.record_bytes} bytes written")
         except OSError:
             os.ftruncate(self.fd, segment.end)
             self.allocated = segment.end
@@ -103,6 +100,7 @@ class SegmentWriter:
         assert segment.entries is not None
         segment.entries.append(entry)
         segment.num_records += 1
+        assert written == entry.record_bytes, "the record is not as long as its header says"
         segment.end = segment.file_bytes = entry.offset + entry.record_bytes
         self.bytes_written += written
         return entry, tables
@@ -155,7 +153,10 @@ def write_footer(fd: int, segment: Segment) -> int:
 
 def read_header(file: SegmentFile) -> SegmentHeader:
     """Raises Malformed, Newer, OSError."""
-    return SegmentHeader.unpack(read_exactly(file.buffered, PAGE, 0))
+    header = SegmentHeader.unpack(read_exactly(file.buffered, PAGE, 0))
+    if segment_name(header.segment, header.random) != file.path.name:
+        raise Malformed("its name and its header disagree")
+    return header
 
 
 def read_tables(file: SegmentFile, header: SegmentHeader, number: int, entry: Entry | int) -> RecordTables:

@@ -1,7 +1,7 @@
 """The store: leaves in, leaves out, at the drive's speed; never a wrong one.
 
-Puts the parts together: Writers write, the Catalog finds, a Reader reads, the Index remembers. Knows no tensors,
-no text and no policy. Any number of threads may look up and read; appends are serialised.
+Puts the parts together: Writers write, the Catalog finds, Readers read, the Index remembers. Knows no
+tensors, no text and no policy. Any number of threads may look up and read; appends are serialised.
 
 Lock order: flush, write, catalog. No lock but flush is held while waiting for an fsync, none while reading.
 """
@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import xxhash
 
 from edgekv_storage.catalog import Catalog, Known
 from edgekv_storage.check import Problem, check_segment
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
-from edgekv_storage.files import read_exactly, sync_directory
+from edgekv_storage.files import sync_directory
 from edgekv_storage.flusher import Flusher
 from edgekv_storage.format import LEAF_TOKENS, Layout
 from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
-from edgekv_storage.io.pread import PreadReader
-from edgekv_storage.reading import FileCache, TablesRead
+from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
 from edgekv_storage.recover import find_segments
-from edgekv_storage.transfer import LeafFault, LeafJob, LeafPlace, LeafRead, LeafRun, Transfer, plan
 from edgekv_storage.writers import Writers, default_floor
 
 if TYPE_CHECKING:
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.files import Buffer
     from edgekv_storage.segment import Segment
+    from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
 
 IO_CHOICES = ("auto", "pread", "buffered")
 
@@ -74,7 +72,7 @@ class Store:
         self._flush_lock = threading.RLock()
         self._notices: list[str] = list(directory.notices)
         self._is_closed = False
-        self._reads = self._bytes_read = self._damaged = self._appended = 0
+        self._damaged = self._appended = 0
 
     @classmethod
     def open(
@@ -88,16 +86,15 @@ class Store:
     ) -> Store:
         """Opens or creates the store, recovering what a crash left.
 
-        A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout nothing
-        can be appended or found, but everything can be forgotten and checked. Raises Locked (go on without a
-        disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
+        A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout
+        nothing can be appended or found, but everything can be forgotten and checked. Raises Locked (go on
+        without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
         """
         if io not in IO_CHOICES:
             raise ValueError(f"no such I/O backend: {io}; one of {', '.join(IO_CHOICES)}")
         directory = data_dir if isinstance(data_dir, DataDir) else DataDir.open(data_dir)
         try:
-            if not directory.is_writable:
-                raise Unwritable(f"{directory.path} was opened for reading only")
+            directory.require_writable()
             floor = default_floor(directory.path) if free_floor_bytes is None else free_floor_bytes
             catalog = Catalog()
             store = cls(directory, layout, Writers(directory.path, catalog, quota_bytes, floor), catalog)
@@ -123,8 +120,7 @@ class Store:
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
         self._indexing.commit(found.changed, found.records, gone=found.gone)
-        self._files = FileCache(use_direct=io != "buffered")
-        self._reader = PreadReader(use_direct=io != "buffered")
+        self._readers = Readers(self._catalog, self._on_damage, use_direct=io != "buffered")
         self._flusher = Flusher(self.flush)
 
     # Writing
@@ -142,9 +138,9 @@ class Store:
     ) -> list[LeafPlace]:
         """Writes one extent and returns the places of its leaves, findable from now on.
 
-        `keys`: of adjacent leaves, `parent` the key before them; `token_ids` [leaves * 16]; `payload`: buffers
-        whose concatenation is layer by layer, leaf by leaf, not changed during the call. Raises QuotaExceeded,
-        DiskFull, WriteFailed, StoreOff: nothing of the extent was kept, generation can go on.
+        `keys`: of adjacent leaves, `parent` the key before them; `token_ids` [leaves * 16]; `payload`:
+        buffers whose concatenation is layer by layer, leaf by leaf, not changed during the call. Raises
+        QuotaExceeded, DiskFull, WriteFailed, StoreOff: nothing of the extent was kept, generation can go on.
         """
         layout = self._need_layout()
         extent = Extent(keys, parent, token_ids, payload, provenance, sections or {})
@@ -193,7 +189,7 @@ class Store:
         path = self.directory.path
         try:
             for segment in segments:
-                self._files.drop(segment.header.segment)
+                self._readers.files.drop(segment.header.segment)
                 segment.path.unlink(missing_ok=True)
             if segments and (path / "quarantine").is_dir():
                 for item in (path / "quarantine").iterdir():
@@ -201,7 +197,7 @@ class Store:
             sync_directory(path)
         except OSError as error:
             raise Unwritable(
-                f"cannot delete from {path}: {error.strerror}; delete its seg-*.kv by hand"
+                f"files in {path} could not be removed ({error.strerror}): remove its seg-*.kv"
             ) from error
 
     def evict(self, target_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
@@ -230,95 +226,30 @@ class Store:
         self._load(sequence_id)
         with self._catalog.lock:
             places = self._catalog.find(sequence_id, keys)
-        self._load_tables(places)
+        self._readers.load_tables(places)
         ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
         at = 0
         while at < len(places):
             end = at + 1
             while end < len(places) and places[end - 1].precedes(places[end]):
                 end += 1
-            good = self._compare(places[at], ids[at:end], keys[at:end])
+            good = self._readers.count_same(places[at], ids[at:end], keys[at:end])
             if good < end - at:
                 return places[: at + good]
             at = end
         return places
 
-    def _compare(self, place: LeafPlace, ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
-        """How many leaves from `place` on have just these ids and keys, by the record itself."""
-        known = self._catalog.record(place.segment, place.record)
-        if known is None or known.tables is None:
-            return 0
-        leaves = slice(place.leaf, place.leaf + len(ids))
-        if known.tables.keys[leaves] != list(keys):
-            return 0
-        same = (known.tables.token_ids[leaves] == ids).all(axis=1)
-        return len(ids) if same.all() else int(same.argmin())
-
     def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
         """Starts reading runs of leaves into the callers' memory; lower `priority` numbers go first.
 
-        Leaves that fail their checksum are in the transfer's `result` and not found again. Raises StoreClosed;
-        ValueError for a run that leaves its record or a buffer of the wrong size.
+        Leaves that fail their checksum are in the transfer's `result` and not found again. Raises
+        StoreClosed; ValueError for a run that leaves its record or a buffer of the wrong size.
         """
-        layout = self._need_layout()
-        self._load_tables([request.place for request in requests])
-        runs: list[LeafRun] = []
-        faults: list[LeafFault] = []
-        for number, request in enumerate(requests):
-            run = self._resolve(number, request, layout)
-            if run is None:
-                faults += [LeafFault(number, leaf, "not in the store") for leaf in range(request.num_leaves)]
-            else:
-                runs.append(run)
-        groups = plan(runs)
-        transfer = Transfer(len(groups))
-        transfer.result_so_far(faults)
-        with self._catalog.lock:
-            self._reads += len(groups)
-            self._bytes_read += sum(len(run.out) for run in runs)
-        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
-        return transfer
-
-    def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
-        place, layer, count, out = request
-        with self._catalog.lock:
-            segment = self._catalog.segments.get(place.segment)
-            known = self._catalog.record(place.segment, place.record)
-        if segment is None or known is None or known.tables is None:
-            return None
-        if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
-            raise ValueError(
-                f"layer {layer}, leaves {place.leaf} to {place.leaf + count} are not in the record"
-            )
-        out = out if out.format == "B" and out.ndim == 1 else out.cast("B")
-        if out.readonly or len(out) != count * layout.leaf_bytes:
-            raise ValueError(
-                f"{count} leaves need {count * layout.leaf_bytes} writable bytes, not {len(out)}"
-            )
-        return LeafRun(
-            self._files.get(segment),
-            known.entry.offset + known.tables.kv_offset(layer, place.leaf),
-            out,
-            layout.leaf_bytes,
-            known.tables.tags_of(layer, place.leaf, count),
-            number,
-            0,
-            place,
-            segment.synced < known.entry.offset + known.entry.record_bytes,
-        )
+        return self._readers.read(requests, self._need_layout(), priority)
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
         """A typed section of the record that holds `place`; None where it has none or it is damaged."""
-        self._load_tables([place])
-        with self._catalog.lock:
-            segment = self._catalog.segments.get(place.segment)
-            known = self._catalog.record(place.segment, place.record)
-        section = known.tables.section(kind) if known is not None and known.tables is not None else None
-        if segment is None or known is None or section is None:
-            return None
-        file = self._files.get(segment)
-        data = read_exactly(file.buffered, section.num_bytes, known.entry.offset + section.offset)
-        return data if xxhash.xxh3_128_digest(data) == section.tag else None
+        return self._readers.read_section(place, kind)
 
     # What is known of sequences
 
@@ -334,23 +265,6 @@ class Store:
                 self._catalog.add_record(segment, row.number, Known(row.entry, row.keys))
             self._catalog.set_loaded(sequence_id)
 
-    def _load_tables(self, places: Sequence[LeafPlace]) -> None:
-        """Reads the tables of records not used before, all at once."""
-        wanted: dict[tuple[int, int], TablesRead] = {}
-        with self._catalog.lock:
-            for place in places:
-                segment = self._catalog.segments.get(place.segment)
-                known = self._catalog.record(place.segment, place.record)
-                if segment and known and known.tables is None and place[:2] not in wanted:
-                    file = self._files.get(segment)
-                    wanted[place[:2]] = TablesRead(file, segment.header, place.record, known)
-        if not wanted:
-            return
-        self._reader.submit(list(wanted.values()), -1)
-        for (segment_id, record), read in wanted.items():
-            if not read.wait():
-                self._on_damage([LeafPlace(segment_id, record, i) for i in range(len(read.known.keys))])
-
     def _on_damage(self, places: list[LeafPlace]) -> None:
         with self._catalog.lock:
             killed = self._catalog.mark_dead(places)
@@ -362,7 +276,7 @@ class Store:
     @property
     def io_name(self) -> str:
         """The reader in use, for `doctor`."""
-        return self._reader.name
+        return self._readers.name
 
     @property
     def off_reason(self) -> str | None:
@@ -392,8 +306,8 @@ class Store:
                 self._writers.bytes_written,
                 self._indexing.bytes_written,
                 self._appended,
-                self._reads,
-                self._bytes_read,
+                self._readers.num_reads,
+                self._readers.bytes_read,
                 self._damaged,
             )
 
@@ -421,13 +335,12 @@ class Store:
             self._indexing.commit_synced()
             with self._write_lock, self._catalog.lock:
                 self._is_closed = True
-        self._reader.close()
-        self._files.close()
+        self._readers.close()
         self._indexing.close()
         if self._owns_directory:
             self.directory.close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

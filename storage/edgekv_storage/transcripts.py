@@ -1,8 +1,8 @@
 """transcripts.db: what people wrote and were answered. Acknowledged means durable; a flipped row is named.
 
-SQLite in WAL mode with synchronous=FULL, one commit per turn, one checksum per row. Knows conversations, turns
-and their order; not what is in a blob. Only the process that holds the data directory's lock may write, so two
-processes never interleave the turns of one conversation; others may read.
+SQLite in WAL mode with synchronous=FULL, one commit per turn, one checksum per row. Knows conversations,
+turns and their order; not what is in a blob. Only the process that holds the data directory's lock may write,
+so two processes never interleave the turns of one conversation; others may read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import xxhash
 
@@ -39,8 +39,8 @@ _VERSION = 1
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
-    sequence_id BLOB NOT NULL, meta BLOB NOT NULL, head INTEGER, turns INTEGER NOT NULL, created REAL NOT NULL,
-    sum BLOB NOT NULL);
+    sequence_id BLOB NOT NULL, meta BLOB NOT NULL, head INTEGER, turns INTEGER NOT NULL,
+    created REAL NOT NULL, sum BLOB NOT NULL);
 CREATE TABLE turns (id INTEGER PRIMARY KEY AUTOINCREMENT, conversation INTEGER NOT NULL, parent INTEGER,
     blob BLOB NOT NULL, created REAL NOT NULL, sum BLOB NOT NULL);
 CREATE INDEX turns_of ON turns (conversation, id);
@@ -52,7 +52,7 @@ _TURN = "SELECT id, conversation, parent, blob, created, sum FROM turns"
 
 
 class ConversationRow(NamedTuple):
-    """`head` is the turn the conversation goes on from; `num_turns` counts all branches; `created` is Unix time."""
+    """`head`: the turn to go on from; `num_turns` counts all branches; `created` is Unix time."""
 
     id: int
     name: str
@@ -88,7 +88,10 @@ class Transcripts:
 
     @classmethod
     def open(cls, directory: DataDir) -> Transcripts:
-        """Opens or creates; read-only when the directory is. Raises UnknownFormat, Unwritable, TranscriptDamaged."""
+        """Opens or creates; read-only when the directory is.
+
+        Raises UnknownFormat, Unwritable, TranscriptDamaged.
+        """
         path = directory.path / "transcripts.db"
         is_writable = directory.is_writable
         try:
@@ -180,7 +183,7 @@ class Transcripts:
     def append_turn(
         self, conversation_id: int, parent_turn: int | None, blob: bytes, *, head: bool = True
     ) -> int:
-        """Adds a turn and returns its id; durable when it returns. With `head` the conversation goes on from it."""
+        """Adds a turn and returns its id, durably; with `head` the conversation goes on from it."""
         with self._writing() as db:
             row = _get(db, conversation_id)
             if parent_turn is not None:
@@ -241,7 +244,7 @@ class Transcripts:
                     db.execute("ROLLBACK")
                 raise
 
-    def __enter__(self) -> Transcripts:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -254,7 +257,8 @@ def _prepare(db: sqlite3.Connection, *, is_writable: bool) -> None:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _VERSION):
         raise UnknownFormat(
-            f"transcripts.db has format {version}, this version reads {_VERSION}; nothing was touched: update edgekv"
+            f"transcripts.db has format {version}, this version reads {_VERSION}; nothing was touched: "
+            "update edgekv"
         )
     if not is_writable:
         return

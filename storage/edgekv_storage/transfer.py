@@ -62,11 +62,12 @@ class LeafFault(NamedTuple):
 class Transfer:
     """Handle of one `Store.read` in flight."""
 
-    def __init__(self, num_jobs: int) -> None:
+    def __init__(self, num_jobs: int, faults: Sequence[LeafFault] = ()) -> None:
+        """`faults`: leaves that could not even be asked for."""
         self._left = num_jobs
         self._lock = threading.Lock()
         self._finished = threading.Event()
-        self._faults: list[LeafFault] = []
+        self._faults = list(faults)
         self._is_cancelled = False
         if num_jobs == 0:
             self._finished.set()
@@ -93,10 +94,6 @@ class Transfer:
         """Leaves that did not arrive, empty when all did. Call when done."""
         assert self.done(), "the transfer is still in flight"
         return self._faults
-
-    def result_so_far(self, faults: list[LeafFault]) -> None:
-        """Adds leaves that could not even be asked for."""
-        self._faults += faults
 
     def part_done(self, faults: list[LeafFault]) -> None:
         """One job of it is over (called by the job)."""
@@ -168,7 +165,7 @@ class LeafJob(ReadJob):
                     )
             else:
                 faults = self._verify()
-        except Exception:  # a waiter must never hang, whatever was wrong with the caller's memory
+        except Exception:  # noqa: BLE001  a waiter must never hang, whatever was wrong with the caller's memory
             _log.exception("verifying a read failed on our side")
             faults = self._all("the destination cannot be read back")
         finally:

@@ -95,7 +95,7 @@ class PreadReader:
                     self._read(job)
                 except OSError as failure:
                     error = failure
-                except Exception as failure:  # the thread's edge: a dead thread would hang every waiter
+                except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
                     _log.exception("a read failed on our side")
                     error = OSError(errno.EIO, f"{failure}")
             job.finish(error)

@@ -1,0 +1,140 @@
+"""The reading half of the store: from places to bytes in the caller's memory, verified.
+
+Knows the catalog, records and the reader; not how leaves came to be nor the index. Any thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from edgekv_storage.files import read_exactly
+from edgekv_storage.io.pread import PreadReader
+from edgekv_storage.reading import FileCache, TablesRead
+from edgekv_storage.transfer import LeafFault, LeafJob, LeafPlace, LeafRead, LeafRun, Transfer, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgekv_storage.catalog import Catalog
+    from edgekv_storage.format import Layout
+
+_TABLES_FIRST = -1  # without them nothing else can be asked for
+
+
+class Readers:
+    """`on_damage` is told, from any thread, which leaves must not be found again."""
+
+    def __init__(
+        self, catalog: Catalog, on_damage: Callable[[list[LeafPlace]], None], *, use_direct: bool
+    ) -> None:
+        self.files = FileCache(use_direct=use_direct)
+        self.num_reads = 0
+        self.bytes_read = 0
+        self._catalog = catalog
+        self._on_damage = on_damage
+        self._reader = PreadReader(use_direct=use_direct)
+
+    @property
+    def name(self) -> str:
+        """What `doctor` shows."""
+        return self._reader.name
+
+    def close(self) -> None:
+        """Waits for what is in flight."""
+        self._reader.close()
+        self.files.close()
+
+    def load_tables(self, places: Sequence[LeafPlace]) -> None:
+        """Reads the tables of records not used before, all at once."""
+        wanted: dict[tuple[int, int], TablesRead] = {}
+        with self._catalog.lock:
+            for place in places:
+                segment = self._catalog.segments.get(place.segment)
+                known = self._catalog.record(place.segment, place.record)
+                if segment and known and known.tables is None and place[:2] not in wanted:
+                    file = self.files.get(segment)
+                    wanted[place[:2]] = TablesRead(file, segment.header, place.record, known)
+        if not wanted:
+            return
+        self._reader.submit(list(wanted.values()), _TABLES_FIRST)
+        for (segment_id, record), read in wanted.items():
+            if not read.wait():
+                self._on_damage([LeafPlace(segment_id, record, i) for i in range(len(read.known.keys))])
+
+    def count_same(self, place: LeafPlace, ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
+        """How many leaves from `place` on hold just these ids [leaves, 16], by the record itself."""
+        known = self._catalog.record(place.segment, place.record)
+        if known is None or known.tables is None:
+            return 0
+        leaves = slice(place.leaf, place.leaf + len(ids))
+        if known.tables.keys[leaves] != list(keys):
+            return 0
+        same = (known.tables.token_ids[leaves] == ids).all(axis=1)
+        return len(ids) if same.all() else int(same.argmin())
+
+    def read(self, requests: Sequence[LeafRead], layout: Layout, priority: int) -> Transfer:
+        """Starts a transfer. Raises StoreClosed; ValueError for what cannot be a leaf run."""
+        self.load_tables([request.place for request in requests])
+        runs: list[LeafRun] = []
+        faults: list[LeafFault] = []
+        for number, request in enumerate(requests):
+            run = self._resolve(number, request, layout)
+            if run is None:
+                lost = range(request.num_leaves)
+                faults += [LeafFault(number, leaf, "not in the store") for leaf in lost]
+            else:
+                runs.append(run)
+        groups = plan(runs)
+        transfer = Transfer(len(groups), faults)
+        with self._catalog.lock:
+            self.num_reads += len(groups)
+            self.bytes_read += sum(len(run.out) for run in runs)
+        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
+        return transfer
+
+    def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
+        place, layer, count, out = request
+        with self._catalog.lock:
+            segment = self._catalog.segments.get(place.segment)
+            known = self._catalog.record(place.segment, place.record)
+        if segment is None or known is None or known.tables is None:
+            return None
+        if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
+            end = place.leaf + count
+            raise ValueError(f"layer {layer}, leaves {place.leaf} to {end} are not in the record")
+        out = out if out.format == "B" and out.ndim == 1 else out.cast("B")
+        if out.readonly or len(out) != count * layout.leaf_bytes:
+            needed = count * layout.leaf_bytes
+            raise ValueError(f"{count} leaves need {needed} writable bytes, not {len(out)}")
+        return LeafRun(
+            self.files.get(segment),
+            known.entry.offset + known.tables.kv_offset(layer, place.leaf),
+            out,
+            layout.leaf_bytes,
+            known.tables.tags_of(layer, place.leaf, count),
+            number,
+            0,
+            place,
+            segment.synced < known.entry.offset + known.entry.record_bytes,
+        )
+
+    def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
+        """A typed section of the record that holds `place`; None where it has none or it is damaged."""
+        self.load_tables([place])
+        with self._catalog.lock:
+            segment = self._catalog.segments.get(place.segment)
+            known = self._catalog.record(place.segment, place.record)
+        section = known.tables.section(kind) if known is not None and known.tables is not None else None
+        if segment is None or known is None or section is None:
+            return None
+        file = self.files.get(segment)
+        try:
+            data = read_exactly(file.buffered, section.num_bytes, known.entry.offset + section.offset)
+        except OSError:
+            return None
+        return data if xxhash.xxh3_128_digest(data) == section.tag else None

@@ -1,0 +1,165 @@
+"""Whatever happens to the files, a leaf is right, reported or not found; the store opens and goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+
+import pytest
+from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
+
+from edgekv_storage import UnknownFormat
+
+
+def _filled(data_dir, *turns: int) -> Model:
+    model = Model(TINY)
+    with open_store(data_dir) as store:
+        for count in turns:
+            model.append(store, count)
+    return model
+
+
+def _flip(path, offset: int, bit: int = 0) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def test_a_flipped_bit_anywhere_is_detected_or_harmless(data_dir, tmp_path):
+    """Guards every byte of every file: 400 random flips, each with the index and again without it."""
+    model = _filled(data_dir, 2, 3)
+    files = [f for f in data_dir.iterdir() if f.is_file() and f.stat().st_size]
+    rng = random.Random(7)
+    lost = 0
+    for number in range(400):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(data_dir, copy)
+        victim = rng.choice([f for f in files if f.name.startswith("seg")] * 3 + files)
+        _flip(copy / victim.name, rng.randrange(victim.stat().st_size), rng.randrange(8))
+        if number % 2:
+            (copy / "index.db").unlink()
+        try:
+            store = open_store(copy)
+        except UnknownFormat:
+            assert victim.name == "meta.json"
+            continue
+        with store:
+            places = model.find(store)
+            right, damaged = model.read(store, places)
+            lost += 15 - right
+            assert right + damaged == len(places) * 3
+    assert 0 < lost < 400 * 15 / 2
+
+
+def test_a_damaged_leaf_is_dead_for_good(data_dir):
+    """Guards that a leaf found damaged once is not offered again, nor after a restart."""
+    model = _filled(data_dir, 4)
+    path = segments_in(data_dir)[0]
+    _flip(path, 4096 + 4096 + 2 * 1024 + 5)  # header page, tables page, third leaf of layer 0
+    with open_store(data_dir) as store:
+        places = model.find(store)
+        assert model.read(store, places) == (11, 1)
+        assert len(model.find(store)) == 2
+        assert store.stats().damaged_leaves == 1
+        assert len(store.check()) == 1
+    with open_store(data_dir) as store:
+        assert len(model.find(store)) == 2
+        repaired = Model(TINY, ids=model.ids[: 2 * 16])
+        repaired.append(store, 1)
+        assert len(repaired.find(store)) == 3
+
+
+def test_a_leaf_written_again_replaces_the_damaged_one(data_dir):
+    """Guards recomputation: the same key at a newer place must win over the dead one."""
+    model = _filled(data_dir, 3)
+    _flip(segments_in(data_dir)[0], 4096 + 4096 + 5)
+    with open_store(data_dir) as store:
+        assert model.read(store, model.find(store)) == (8, 1)
+        again = Model(TINY)
+        again.append(store, 3)
+        assert again.keys == model.keys
+        assert model.read(store, model.find(store)) == (9, 0)
+
+
+@pytest.mark.parametrize("keep_index", [True, False])
+def test_files_cut_or_extended_at_any_boundary(data_dir, tmp_path, keep_index):
+    """Guards truncation and junk behind the end: the good prefix is found and right."""
+    model = _filled(data_dir, 1, 2, 1)
+    name = segments_in(data_dir)[0].name
+    size = (data_dir / name).stat().st_size
+    cuts = [at + d for at in range(0, size + 1, 4096) for d in (-1, 0, 1) if 0 <= at + d <= size + 1]
+    for cut in cuts:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(data_dir, copy)
+        os.truncate(copy / name, cut)
+        if not keep_index:
+            (copy / "index.db").unlink()
+        with open_store(copy) as store:
+            places = model.find(store)
+            assert model.read(store, places) == (len(places) * 3, 0)
+            assert store.check() == []
+            if cut >= size:
+                assert len(places) == 4
+
+
+def test_the_index_is_rebuilt(data_dir):
+    """Guards the promise that index.db is disposable: gone, empty, garbage, or of another version."""
+    model = _filled(data_dir, 2, 3)
+    for content in (None, b"", b"garbage" * 1000):
+        (data_dir / "index.db").unlink()
+        if content is not None:
+            (data_dir / "index.db").write_bytes(content)
+        with open_store(data_dir) as store:
+            places = model.find(store)
+            assert model.read(store, places) == (15, 0)
+        with open_store(data_dir) as store:
+            assert model.find(store) == places
+            assert store.take_notices() == []
+
+
+def test_swapped_segments_serve_nothing_wrong(data_dir):
+    """Guards headers that name their segment: exchanged contents are not believed."""
+    one, two = Model(TINY), Model(TINY, OTHER, seed=9)
+    with open_store(data_dir) as store:
+        one.append(store, 2)
+        two.append(store, 2)
+    a, b = segments_in(data_dir)
+    a.rename(data_dir / "x")
+    b.rename(a)
+    (data_dir / "x").rename(b)
+    (data_dir / "index.db").unlink()
+    with open_store(data_dir) as store:
+        assert one.find(store) == two.find(store) == []
+        assert len(store.take_notices()) == 2
+        assert len(list((data_dir / "quarantine").iterdir())) == 2
+        one.append(store, 1)
+        store.forget(SEQUENCE)
+        assert list((data_dir / "quarantine").iterdir()) == []
+
+
+def test_foreign_and_newer_segments_are_left_alone(data_dir):
+    """Guards other people's bytes: a planted file, a link, a newer format stay, with one line each."""
+    _filled(data_dir, 1)
+    newer = bytearray(segments_in(data_dir)[0].read_bytes())
+    newer[8] = 2
+    planted = {
+        "seg-00000000000000f0-0000000000000001.kv": b"not ours" * 1000,
+        "seg-00000000000000f1-0000000000000001.kv": bytes(newer),
+        "seg-00000000000000f3-0000000000000001.kv": b"",
+    }
+    for name, data in planted.items():
+        (data_dir / name).write_bytes(data)
+    link = data_dir / "seg-00000000000000f2-0000000000000001.kv"
+    link.symlink_to("/etc/hostname")
+    with open_store(data_dir) as store:
+        notices = store.take_notices()
+        assert [n.split(" ")[0] for n in notices] == sorted([*planted, link.name])
+        model = Model(TINY, OTHER)
+        assert model.append(store, 1)[0].segment > 0xF3
+        assert {name: (data_dir / name).read_bytes() for name in planted} == planted
+        assert link.is_symlink()

@@ -1,0 +1,98 @@
+"""Readers in many threads while one thread writes, forgets and closes: right, reported or refused."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from storage_fixtures import OTHER, SEQUENCE, TINY, Model, leaf_bytes_of, open_store
+
+from edgekv_storage import LeafRead, StoreClosed
+
+
+def test_readers_race_appends_forgets_and_close(data_dir):
+    """Guards descriptors and places that go away in mid-read; every transfer completes."""
+    store = open_store(data_dir)
+    model = Model(TINY)
+    stable = Model(TINY, OTHER, seed=500)
+    stable.append(store, 32)
+    failures: list[str] = []
+    served = [0]
+
+    def read_until_closed(seed: int) -> None:
+        rng = random.Random(seed)
+        keys, size = stable.keys, TINY.leaf_bytes
+        try:
+            while True:
+                places = stable.find(store)
+                first = rng.randrange(len(places))
+                count = rng.randrange(1, len(places) - first + 1)
+                layer = rng.randrange(3)
+                out = memoryview(bytearray(count * size))
+                transfer = store.read([LeafRead(places[first], layer, count, out)], priority=rng.randrange(3))
+                if rng.random() < 0.2:
+                    transfer.cancel()
+                if not transfer.wait(20):
+                    failures.append("a transfer hangs")
+                    return
+                wrong = b"".join(leaf_bytes_of(TINY, key, layer) for key in keys[first : first + count])
+                if not transfer.result and bytes(out) != wrong:
+                    failures.append("a wrong leaf")
+                if not transfer.result:
+                    served[0] += 1
+        except StoreClosed:
+            return
+        except Exception as error:
+            failures.append(repr(error))
+
+    threads = [threading.Thread(target=read_until_closed, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for turn in range(40):
+        model.append(store, 3)
+        if turn % 5 == 4:
+            store.flush()
+        if turn % 10 == 9:
+            store.forget(SEQUENCE)
+            model = Model(TINY, seed=turn)
+    store.close()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    assert served[0] > 0
+    with open_store(data_dir) as store:
+        assert stable.read(store, stable.find(store)) == (96, 0)
+        assert store.check() == []
+
+
+def test_higher_priority_goes_first(data_dir):
+    """Guards the queue's order: with one reader thread, what is urgent overtakes what waits."""
+    from edgekv_storage.io.pread import PreadReader
+    from edgekv_storage.io.protocol import ReadJob
+
+    started, release, order = threading.Event(), threading.Event(), []
+
+    class Job(ReadJob):
+        def __init__(self, name: str) -> None:
+            super().__init__(None, 0, [])
+            self.name = name
+
+        def is_wanted(self) -> bool:
+            if self.name == "first":
+                started.set()
+                release.wait(20)
+            return False
+
+        def finish(self, error: OSError | None) -> None:
+            order.append(self.name)
+
+    reader = PreadReader(1)
+    reader.submit([Job("first")], 0)
+    assert started.wait(20)
+    reader.submit([Job("later a"), Job("later b")], 5)
+    reader.submit([Job("urgent")], -1)
+    release.set()
+    while len(order) < 4:
+        threading.Event().wait(0.001)
+    reader.close()
+    assert order == ["first", "urgent", "later a", "later b"]
