@@ -1,0 +1,63 @@
+"""edgekv: conversations with a local model that survive restarts and may outgrow memory.
+
+Importing it loads neither torch nor a model; `Runtime` does.
+"""
+
+from edgekv.asyncio import AsyncConversation, AsyncRuntime
+from edgekv.config import Config
+from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+from edgekv.errors import (
+    Busy,
+    Cancelled,
+    CapacityError,
+    Closed,
+    ConfigError,
+    ContextOverflow,
+    ConversationError,
+    EdgeKVError,
+    ModelLoadError,
+    StoreError,
+    TemplateError,
+    Unsupported,
+)
+from edgekv.events import CacheUse, Done, Event, Notice, PrefillProgress, Result, TextDelta, Timings, Usage
+from edgekv.runtime import Runtime
+from edgekv.stats import Snapshot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncConversation",
+    "AsyncRuntime",
+    "Branch",
+    "Busy",
+    "CacheUse",
+    "CancelToken",
+    "Cancelled",
+    "CapacityError",
+    "Closed",
+    "Config",
+    "ConfigError",
+    "ContextOverflow",
+    "Conversation",
+    "ConversationError",
+    "ConversationInfo",
+    "Done",
+    "EdgeKVError",
+    "Event",
+    "ModelLoadError",
+    "Notice",
+    "PrefillProgress",
+    "Result",
+    "Runtime",
+    "Snapshot",
+    "StoreError",
+    "Stream",
+    "TemplateError",
+    "TextDelta",
+    "Timings",
+    "Turn",
+    "Unsupported",
+    "Usage",
+    "__version__",
+]

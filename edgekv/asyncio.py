@@ -1,0 +1,225 @@
+"""The same Runtime for asyncio programs.
+
+Knows how to wait without blocking the event loop; everything else is the Runtime's. Cancelling the task
+that reads a stream stops the computation, not just the waiting, and returns once it has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Self, Unpack
+
+from edgekv.errors import Cancelled, ConversationError
+from edgekv.events import Done
+from edgekv.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from edgekv.config import AnswerOptions, Config, Options
+    from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+    from edgekv.events import Event, Result
+    from edgekv.runtime import EngineFactory
+    from edgekv.stats import Snapshot
+
+
+class AsyncRuntime:
+    """`async with AsyncRuntime(model=...) as rt`; the arguments are those of `Runtime`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config | None = None,
+        config_path: Path | None = None,
+        engine_factory: EngineFactory | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        """Only remembers the arguments; the model is loaded by `async with`, off the event loop."""
+        self._open: Callable[[], Runtime] = lambda: Runtime(
+            config=config, config_path=config_path, engine_factory=engine_factory, **options
+        )
+        self._runtime: Runtime | None = None
+
+    async def __aenter__(self) -> Self:
+        self._runtime = await asyncio.to_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def runtime(self) -> Runtime:
+        """The Runtime behind it. ConversationError before `async with` opened it."""
+        if self._runtime is None:
+            raise ConversationError("open it first: `async with AsyncRuntime(...) as rt`")
+        return self._runtime
+
+    async def conversation(
+        self,
+        name: str | None = None,
+        *,
+        private: bool = False,
+        system: str | None = None,
+        read_only: bool = False,
+    ) -> AsyncConversation:
+        """See `Runtime.conversation`."""
+        conversation = await asyncio.to_thread(
+            self.runtime.conversation, name, private=private, system=system, read_only=read_only
+        )
+        return AsyncConversation(conversation)
+
+    async def conversations(self) -> list[ConversationInfo]:
+        """See `Runtime.conversations`."""
+        return await asyncio.to_thread(self.runtime.conversations)
+
+    async def forget(self, name: str, *, private: bool = False) -> None:
+        """See `Runtime.forget`."""
+        await asyncio.to_thread(self.runtime.forget, name, private=private)
+
+    def stats(self) -> Snapshot:
+        """See `Runtime.stats`; it never waits."""
+        return self.runtime.stats()
+
+    async def close(self) -> None:
+        """Stop what runs, keep it, free the memory."""
+        if self._runtime is not None:
+            await asyncio.to_thread(self._runtime.close)
+
+
+class AsyncConversation:
+    """A `Conversation` whose answers are awaited."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.sync = conversation
+
+    @property
+    def name(self) -> str:
+        """The conversation's name."""
+        return self.sync.name
+
+    async def send(
+        self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> Result:
+        """See `Conversation.send`."""
+        return await self.stream(text, cancel=cancel, **options).result()
+
+    def stream(
+        self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> AsyncStream:
+        """See `Conversation.stream`; the message is sent when the stream is first waited for."""
+        now = time.perf_counter()
+        return AsyncStream(lambda: self.sync.stream(text, cancel=cancel, submitted_at=now, **options))
+
+    def edit(
+        self, turn: int, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> AsyncStream:
+        """See `Conversation.stream_edit`; `await .result()` for the whole answer."""
+        return AsyncStream(lambda: self.sync.stream_edit(turn, text, cancel=cancel, **options))
+
+    def regenerate(
+        self, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> AsyncStream:
+        """See `Conversation.stream_regenerate`; `await .result()` for the whole answer."""
+        return AsyncStream(lambda: self.sync.stream_regenerate(cancel=cancel, **options))
+
+    def history(self) -> list[Turn]:
+        """See `Conversation.history`."""
+        return self.sync.history()
+
+    def branches(self) -> list[Branch]:
+        """See `Conversation.branches`."""
+        return self.sync.branches()
+
+    async def switch(self, branch: Branch | int) -> None:
+        """See `Conversation.switch`."""
+        await asyncio.to_thread(self.sync.switch, branch)
+
+    def cancel(self) -> None:
+        """See `Conversation.cancel`."""
+        self.sync.cancel()
+
+
+class AsyncStream:
+    """The events of one answer for `async for`; stops the computation when it is left early."""
+
+    def __init__(self, begin: Callable[[], Stream]) -> None:
+        self._begin = begin
+        self._stream: Stream | None = None
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            if self._stream is None:
+                await self._start()
+            event = await self._next()
+        except BaseException:
+            await self.aclose()
+            raise
+        self._ended = isinstance(event, Done)
+        return event
+
+    async def result(self) -> Result:
+        """Read to the end. Raises Cancelled, carrying the partial result, if it was stopped."""
+        async for event in self:
+            if isinstance(event, Done):
+                if event.result.finish_reason == "cancelled":
+                    raise Cancelled(event.result)
+                return event.result
+        raise ConversationError("this stream was already read to its end or closed")
+
+    async def aclose(self) -> None:
+        """Stop it and wait until what was generated is kept."""
+        self._ended = True
+        if self._stream is not None:
+            self._stream.cancel()
+            # Shielded: the task may already be cancelled, and the computation must have ended after this.
+            await asyncio.shield(asyncio.to_thread(self._stream.close))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def _start(self) -> None:
+        self._changed = asyncio.Event()
+        starting = asyncio.ensure_future(asyncio.to_thread(self._begin))
+        try:
+            self._stream = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on and may yet submit: take its stream over, so that aclose() can stop it.
+            with contextlib.suppress(Exception):
+                self._stream = await starting
+            raise
+        loop = asyncio.get_running_loop()
+        changed = self._changed
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(changed.set)
+
+        self._stream.notify(tell)
+
+    async def _next(self) -> Event:
+        assert self._stream is not None, "started before it is read"
+        while True:
+            self._changed.clear()
+            event = self._stream.poll()
+            if event is not None:
+                return event
+            remaining = self._stream.remaining_s()
+            try:
+                await asyncio.wait_for(self._changed.wait(), remaining)
+            except TimeoutError:
+                self._stream.cancel()  # its time is over, perhaps while it waited in the queue

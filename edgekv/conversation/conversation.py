@@ -1,0 +1,303 @@
+"""A dialogue with the model: its turns, its branches, and one answer at a time.
+
+Knows turns, the chat template's face and how to ask for a generation. Does not know how tokens are
+computed or where KV lies; it hands the engine whole contexts and the engine finds what it can reuse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from array import array
+from typing import TYPE_CHECKING, Protocol, Unpack
+
+from edgekv.config import ANSWER_FIELDS
+from edgekv.conversation.render import render_turn, trim_to_text
+from edgekv.conversation.stream import CancelToken, Generation, Stream
+from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
+from edgekv.engine.request import Request, Sampling
+from edgekv.errors import Busy, ContextOverflow, ConversationError, StoreError
+from edgekv.events import Notice, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from edgekv.config import AnswerOptions, Config
+    from edgekv.conversation.journal import Identity, Journal
+    from edgekv.conversation.render import FrontLike
+
+
+class Executor(Protocol):
+    """Who runs generations, one at a time and in order."""
+
+    def submit(self, generation: Generation, prepare: Callable[[], None]) -> None:
+        """Reserve a place in the queue, `prepare()`, enqueue. Raises Busy or Closed before preparing."""
+        ...
+
+    def check_usable(self) -> None:
+        """Raise Closed in a fork or after `close()`."""
+        ...
+
+    def take_notices(self) -> list[str]:
+        """What has to be said once and was not said yet."""
+        ...
+
+
+class Conversation:
+    """One dialogue; get it from `Runtime.conversation`. Safe to use from any thread.
+
+    It makes one answer at a time: asking while another is being made raises Busy. Turns are counted from 0
+    along the current branch.
+    """
+
+    def __init__(
+        self, identity: Identity, *, front: FrontLike, config: Config, journal: Journal, executor: Executor,
+        private: bool, refusal: str | None = None,
+    ) -> None:  # fmt: skip
+        """`refusal`, if given, is why this conversation can be read but not continued."""
+        self.name = identity.name
+        self.private = private
+        self.sequence_id = identity.sequence_id
+        self._identity = identity
+        self._front = front
+        self._config = config
+        self._journal = journal
+        self._executor = executor
+        self._refusal = refusal
+        self._lock = threading.RLock()
+        self._tree = TurnTree()
+        self._active: Generation | None = None
+        journal.load(self._tree)
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, or None for the template's own."""
+        return self._identity.meta.system
+
+    def send(
+        self,
+        text: str,
+        *,
+        cancel: CancelToken | None = None,
+        submitted_at: float | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Result:
+        """Say `text` and wait for the whole answer.
+
+        Raises Cancelled (with the partial result, which is kept) when `cancel` or `timeout` ended it, and
+        ContextOverflow, before anything is kept, when the message does not fit the model's window.
+        """
+        return self.stream(text, cancel=cancel, submitted_at=submitted_at, **options).result()
+
+    def stream(
+        self,
+        text: str,
+        *,
+        cancel: CancelToken | None = None,
+        submitted_at: float | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Stream:
+        """Say `text`; the message is kept when this returns, and the answer comes as events.
+
+        `submitted_at` (time.perf_counter()) is where the time to first token runs from: now, by default.
+        """
+        return self._begin(text, None, cancel, submitted_at, options)
+
+    def edit(
+        self, turn: int, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> Result:
+        """Ask differently at `turn`: a new branch that shares everything before it; the old one stays."""
+        return self.stream_edit(turn, text, cancel=cancel, **options).result()
+
+    def stream_edit(
+        self, turn: int, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> Stream:
+        """Like `edit`, as events."""
+        return self._begin(text, turn, cancel, None, options)
+
+    def regenerate(self, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]) -> Result:
+        """Answer the last message again, on a new branch; also answers one that was interrupted."""
+        return self.stream_regenerate(cancel=cancel, **options).result()
+
+    def stream_regenerate(
+        self, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> Stream:
+        """Like `regenerate`, as events."""
+        return self._begin(None, -1, cancel, None, options)
+
+    def cancel(self) -> None:
+        """Stop the answer being made, if any; what is there of it is kept."""
+        active = self._active
+        if active is not None:
+            active.cancel()
+
+    def history(self) -> list[Turn]:
+        """The turns of the current branch, oldest first."""
+        with self._lock:
+            return self._tree.path(self._tree.head)
+
+    def branches(self) -> list[Branch]:
+        """Every branch, oldest first."""
+        with self._lock:
+            return self._tree.branches()
+
+    def switch(self, branch: Branch | int) -> None:
+        """Go on from the end of `branch` (or from the turn with that id)."""
+        self._wait_idle()
+        with self._lock:
+            self._check_continuable()
+            turn = self._tree.get(branch.id if isinstance(branch, Branch) else branch)
+            self._journal.save_head(turn.id)
+            self._tree.head = turn.id
+
+    def num_tokens(self) -> int:
+        """Tokens of the current branch, answers included."""
+        with self._lock:
+            return len(self._tree.context_ids(self._tree.head))
+
+    def retire(self, reason: str) -> None:
+        """Stop what runs, wait for it, and refuse everything later with `reason`."""
+        self._refusal = reason
+        self.cancel()
+        active = self._active
+        if active is not None:
+            active.wait()
+
+    def _begin(
+        self,
+        text: str | None,
+        turn: int | None,
+        cancel: CancelToken | None,
+        submitted_at: float | None,
+        options: Mapping[str, object],
+    ) -> Stream:
+        """Render, keep the message, enqueue. `turn` is the one to branch at; `text=None` repeats its own."""
+        submitted_at = time.perf_counter() if submitted_at is None else submitted_at
+        self._wait_idle()
+        with self._lock:
+            self._check_continuable()
+            self._check_idle()  # another thread may have begun between the wait and the lock
+            config = self._config.replace(options, only=ANSWER_FIELDS)
+            replaced = None if turn is None else self._tree.at(turn)
+            parent = self._tree.head if replaced is None else replaced.parent
+            if text is None:
+                assert replaced is not None, "only an existing turn can be repeated"
+                text = replaced.user
+            new, request = self._prepare(text, parent, config, submitted_at)
+            generation = Generation(
+                request,
+                lambda result: self._commit(new, config, result),
+                timeout=config.timeout,
+                token=cancel,
+            )
+            for message in self._executor.take_notices():
+                generation.mailbox.put(Notice(message))
+            self._executor.submit(generation, lambda: self._keep(new, generation))
+            self._active = generation
+            stream = Stream(generation)
+        generation.queued()
+        return stream
+
+    def _prepare(
+        self, text: str, parent: int | None, config: Config, submitted_at: float
+    ) -> tuple[Turn, Request]:
+        """The unanswered turn and what to ask of the engine; ContextOverflow if it cannot fit."""
+        sampling = sampling_of(config)
+        prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, text)
+        context = prompt_ids[:] if is_whole else self._tree.context_ids(parent) + prompt_ids
+        window = self._front.context_length
+        if len(context) + 1 > window:
+            raise ContextOverflow(
+                f"the conversation has {len(context)} tokens with this message, and the model's trained "
+                f"window is {window}; edit an earlier turn or start a new conversation"
+            )
+        turn = Turn(
+            id=self._tree.next_id(),
+            parent=parent,
+            user=text,
+            is_whole=is_whole,
+            prompt_ids=prompt_ids,
+            sampling={name: getattr(sampling, name) for name in Sampling.__slots__},
+        )
+        request = Request(
+            sequence_id=self.sequence_id,
+            token_ids=context,
+            durable=not self.private,
+            sampling=sampling,
+            max_tokens=min(config.max_tokens, window - len(context)),
+            stop=config.stop + self._front.template.stop,
+            stop_ids=self._front.tokenizer.end_ids,
+            submitted_at=submitted_at,
+        )
+        return turn, request
+
+    def _keep(self, turn: Turn, generation: Generation) -> None:
+        """Add the turn to the tree and the journal; a refusing disk is reported, the chat goes on."""
+        self._tree.put(turn)
+        self._tree.head = turn.id
+        message = self._save(turn.id)
+        if message is not None:
+            generation.mailbox.put(Notice(message))
+
+    def _commit(self, turn: Turn, config: Config, result: Result) -> Result:
+        """Put the answer into the tree and the journal (engine thread); returns what the caller is told."""
+        tokenizer = self._front.tokenizer
+        ids = array("i", result.token_ids)
+        ended = bool(ids) and ids[-1] in tokenizer.end_ids
+        reason = result.finish_reason
+        if reason == "stop" and not ended:  # by a stop string
+            ids = trim_to_text(tokenizer, ids, result.text)
+        if reason == "length" and len(ids) < config.max_tokens:
+            reason = "context"
+        with self._lock:
+            self._tree.put(
+                answered(
+                    turn,
+                    text=result.text,
+                    token_ids=ids,
+                    finish_reason=reason,
+                    exactness=result.exactness,
+                    ended=ended,
+                )
+            )
+            message = self._save(turn.id)
+        notices = result.notices if message is None else (*result.notices, message)
+        return dataclasses.replace(result, finish_reason=reason, notices=notices)
+
+    def _save(self, turn_id: int) -> str | None:
+        """Journal one turn; returns what to tell the user if the disk refused."""
+        try:
+            self._journal.save(self._tree.path(turn_id))
+        except StoreError as error:
+            return f"this turn is in memory only: {error}"
+        return None
+
+    def _check_continuable(self) -> None:
+        self._executor.check_usable()
+        if self._refusal is not None:
+            raise ConversationError(self._refusal)
+
+    def _wait_idle(self) -> None:
+        """Return once no answer is being made; Busy if one is and nobody asked it to stop."""
+        self._executor.check_usable()
+        active = self._active
+        if active is not None and active.is_cancelled():
+            active.wait()
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self._active is not None and not self._active.finished:
+            raise Busy(f"conversation {self.name!r} is already generating; wait, or cancel() it first")
+
+
+def sampling_of(config: Config) -> Sampling:
+    """The engine's view of the sampling options."""
+    return Sampling(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        seed=config.seed,
+    )

@@ -1,0 +1,74 @@
+"""Where a conversation's turns are kept: the transcripts on disk, or nowhere.
+
+Knows rows and blobs. A durable turn is on disk when `save` returns; a private one leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from edgekv.errors import StoreError
+
+if TYPE_CHECKING:
+    from edgekv.conversation.turns import Turn, TurnTree
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored of a conversation beside its name and turns."""
+
+    fingerprint: bytes
+    model: str
+    system: str | None = None
+    format: int = 1
+
+
+@dataclass(slots=True)
+class Identity:
+    """Who a conversation is: its name, the id of its KV, and the model its token ids belong to."""
+
+    name: str
+    sequence_id: bytes
+    meta: Meta
+
+
+class Journal(Protocol):
+    """Keeps turns. `save` and `save_head` raise StoreError when the disk refuses."""
+
+    def load(self, tree: TurnTree) -> None:
+        """Fill an empty tree."""
+        ...
+
+    def save(self, path: list[Turn]) -> None:
+        """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
+        ...
+
+    def save_head(self, turn_id: int | None) -> None:
+        """Remember which branch is current."""
+        ...
+
+
+class PrivateJournal:
+    """Keeps nothing anywhere."""
+
+    def load(self, tree: TurnTree) -> None:
+        """There is nothing to load."""
+
+    def save(self, path: list[Turn]) -> None:
+        """Memory only."""
+
+    def save_head(self, turn_id: int | None) -> None:
+        """Memory only."""
+
+
+def decode_meta(blob: bytes, name: str) -> Meta:
+    """The stored description of conversation `name`; StoreError if it makes no sense."""
+    try:
+        return msgspec.msgpack.decode(blob, type=Meta)
+    except msgspec.MsgspecError as error:
+        raise StoreError(
+            f"the description of conversation {name!r} cannot be read: {error}; "
+            "a newer edgekv may have written it"
+        ) from error

@@ -1,0 +1,170 @@
+"""The one thread that owns the engine, and the bounded queue in front of it.
+
+Knows generations and calls as opaque work. Does not know conversations, models or where answers go.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+from edgekv.conversation.stream import Generation
+from edgekv.errors import Busy, Closed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekv.conversation.render import FrontLike
+    from edgekv.engine.request import EngineLike
+
+T = TypeVar("T")
+
+
+class _Call:
+    """A function to run in the engine's thread, and where its outcome goes."""
+
+    def __init__(self, function: Callable[[EngineLike], object]) -> None:
+        self._function = function
+        self.future: Future[object] = Future()
+
+    def run(self, engine: EngineLike) -> None:
+        try:
+            self.future.set_result(self._function(engine))
+        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
+            self.future.set_exception(error)
+
+
+class EngineThread:
+    """Builds the engine in its own thread, runs what is submitted in order, and closes it there.
+
+    The constructor returns when the engine is ready and raises what building it raised.
+    """
+
+    def __init__(self, build: Callable[[], tuple[EngineLike, FrontLike]], *, queue_size: int) -> None:
+        self._build = build
+        self._pid = os.getpid()
+        self._queue_size = queue_size
+        self._slots = threading.BoundedSemaphore(queue_size)
+        self._queue: SimpleQueue[Generation | _Call | None] = SimpleQueue()
+        self._lock = threading.RLock()
+        self._outstanding: set[Generation] = set()
+        self._closed = False
+        self._running = False
+        self._notices: list[str] = []
+        self._ready: Future[tuple[EngineLike, FrontLike]] = Future()
+        self._close_error: BaseException | None = None
+        # A daemon, or a Runtime that nobody closed would keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._main, name="edgekv-engine", daemon=True)
+        self._thread.start()
+        try:
+            self._engine, self.front = self._ready.result()
+        except BaseException:
+            self._closed = True
+            self._queue.put(None)
+            raise
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether a generation is running now."""
+        return self._running
+
+    @property
+    def engine(self) -> EngineLike:
+        """The engine, for the calls that any thread may make."""
+        return self._engine
+
+    def num_waiting(self) -> int:
+        """Generations in the queue."""
+        with self._lock:
+            return max(len(self._outstanding) - int(self._running), 0)
+
+    def add_notice(self, message: str) -> None:
+        """Something the next answer's events will say once."""
+        with self._lock:
+            self._notices.append(message)
+
+    def take_notices(self) -> list[str]:
+        """What was not said yet; it counts as said now."""
+        with self._lock:
+            notices, self._notices = self._notices, []
+        return notices
+
+    def check_usable(self) -> None:
+        """Raise Closed in a fork or after `close()`."""
+        if os.getpid() != self._pid:
+            raise Closed(
+                "this process is a fork of the one that opened the Runtime; open its own Runtime here"
+            )
+        if self._closed:
+            raise Closed("the Runtime is closed; open a new one")
+
+    def submit(self, generation: Generation, prepare: Callable[[], None]) -> None:
+        """Reserve a place, `prepare()`, enqueue. Raises Busy or Closed before anything was prepared."""
+        self.check_usable()
+        if not self._slots.acquire(blocking=False):
+            raise Busy(f"{self._queue_size} requests are waiting already (queue_size); try again later")
+        try:
+            prepare()
+            with self._lock:
+                self.check_usable()
+                self._outstanding.add(generation)
+                self._queue.put(generation)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def call(self, function: Callable[[EngineLike], T]) -> T:
+        """Run `function` in the engine's thread, after what is queued, and return what it returns."""
+        call = _Call(function)
+        with self._lock:
+            self.check_usable()
+            self._queue.put(call)
+        return call.future.result()  # type: ignore[return-value]  # the future holds function's own result
+
+    def close(self) -> None:
+        """Stop everything, keep what was generated, free the engine, end the thread. Again: nothing."""
+        if os.getpid() != self._pid:
+            return  # the thread lives in the parent
+        with self._lock:
+            first, self._closed = not self._closed, True
+            outstanding = list(self._outstanding)
+            if first:
+                self._queue.put(None)
+        for generation in outstanding:
+            generation.cancel()
+        self._thread.join()
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            raise error
+
+    def _main(self) -> None:
+        try:
+            engine, front = self._build()
+        except BaseException as error:  # noqa: BLE001  raised again by the constructor
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result((engine, front))
+        del front
+        try:
+            self._serve(engine)
+        finally:
+            try:
+                engine.close()
+            except BaseException as error:  # noqa: BLE001  raised again by close()
+                self._close_error = error
+
+    def _serve(self, engine: EngineLike) -> None:
+        while (job := self._queue.get()) is not None:
+            if isinstance(job, Generation):
+                self._slots.release()
+                self._running = True
+                job.run(engine)
+                self._running = False
+                with self._lock:
+                    self._outstanding.discard(job)
+            else:
+                job.run(engine)
+            del job  # or the last answer would live until the next question

@@ -1,0 +1,253 @@
+"""Runtime: one model, one engine thread, one data directory, and the conversations over them.
+
+The one factory for the command line, front ends and tests. Knows what to open, in which order, and what to
+do without when the disk is not to be had. Does not know how tokens are computed. It prints nothing,
+installs no signal handler and keeps no global.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self, Unpack
+
+from edgekv.config import Config, load_config
+from edgekv.conversation.conversation import Conversation
+from edgekv.conversation.journal import Identity, Meta, PrivateJournal
+from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
+from edgekv.conversation.worker import EngineThread
+from edgekv.errors import ConversationError, StoreError
+from edgekv.stats import Snapshot
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from edgekv.config import Options
+    from edgekv.conversation.library import ConversationInfo
+    from edgekv.conversation.render import FrontLike
+    from edgekv.engine.request import EngineLike
+    from edgekv_storage import DataDir
+
+
+class EngineFactory(Protocol):
+    """Makes the engine and the model's face; runs in the engine's thread."""
+
+    def __call__(
+        self, config: Config, model: Path, *, data_dir: DataDir | None
+    ) -> tuple[EngineLike, FrontLike]:
+        """`data_dir` is the opened, locked directory, or None for memory tiers only."""
+        ...
+
+
+class Runtime:
+    """A loaded model and its conversations. Any thread may call; use it as a context manager or `close()`.
+
+    Options are those of `Config`; what is not given comes from `EDGEKV_*`, the TOML file and the defaults,
+    in this order. Give `config` instead to take exactly that one. Raises ConfigError, ModelLoadError,
+    CapacityError, or StoreError for a data directory of an unknown format. A data directory that another
+    process uses, or that cannot be written, leaves the memory tiers only: `degraded` then says why.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config | None = None,
+        config_path: Path | None = None,
+        engine_factory: EngineFactory | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        given = load_config(options, config_path=config_path) if config is None else config.replace(options)
+        self.config = given
+        model = _model_path(self.config) if engine_factory is None else Path(self.config.model or "")
+        self._lock = threading.RLock()
+        self._conversations: dict[tuple[str, bool], Conversation] = {}
+        self.degraded: str | None
+        self._data_dir, self.degraded = _open_data_dir(self.config.data_dir)
+        writable = None if self.degraded else self._data_dir
+        try:
+            self._library = None if self._data_dir is None else Library(self._data_dir)
+            build = engine_factory or _load_engine_factory()
+            self._worker = EngineThread(
+                lambda: build(self.config, model, data_dir=writable), queue_size=self.config.queue_size
+            )
+        except BaseException:
+            _close_files(getattr(self, "_library", None), self._data_dir)
+            raise
+        if self.degraded is not None:
+            self._worker.add_notice(f"nothing is kept on disk: {self.degraded}")
+        self._closer = weakref.finalize(self, _close_all, self._worker, self._library, self._data_dir)
+
+    def conversation(
+        self,
+        name: str | None = None,
+        *,
+        private: bool = False,
+        system: str | None = None,
+        read_only: bool = False,
+    ) -> Conversation:
+        """The conversation called `name`, new or continued; the same object for the same name.
+
+        A private one needs no name, is kept in memory only and ends with the Runtime. `system` is the system
+        prompt of a new conversation. `read_only` opens a kept conversation for its history alone: when
+        another process uses the data directory or another model made it. Raises ConversationError if the
+        conversation belongs to another model, and StoreError if the data directory is in use elsewhere.
+        """
+        self._worker.check_usable()
+        with self._lock:
+            if read_only:
+                return self._open_kept(
+                    name or "", refusal=f"conversation {name!r} was opened to be read only"
+                )
+            if name is None and not private:
+                raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
+            key = (name or f"private {len(self._conversations) + 1}", private)
+            if key not in self._conversations:
+                self._conversations[key] = self._open(*key, system=system)
+            conversation = self._conversations[key]
+        if system is not None and system != conversation.system:
+            raise ConversationError(
+                f"conversation {conversation.name!r} began with another system prompt; leave it out or take a new name"
+            )
+        return conversation
+
+    def conversations(self) -> list[ConversationInfo]:
+        """The kept conversations, last used first."""
+        self._worker.check_usable()
+        return [] if self._library is None else self._library.infos()
+
+    def forget(self, name: str, *, private: bool = False) -> None:
+        """Destroy a conversation: its transcript, its KV in every tier. ConversationError if there is none."""
+        self._worker.check_usable()
+        with self._lock:
+            conversation = self._conversations.pop((name, private), None)
+            if conversation is None and private:
+                raise ConversationError(f"no private conversation is called {name!r}")
+            if not private:
+                library = self._writable_library()
+                library.require(name)
+            if conversation is not None:
+                conversation.retire(f"conversation {name!r} was forgotten")
+            sequence_id = conversation.sequence_id if private and conversation else library.delete(name)
+        self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
+
+    def stats(self) -> Snapshot:
+        """What may be shown of this Runtime now (any thread, does not wait for the engine)."""
+        self._worker.check_usable()
+        return Snapshot(
+            model=self._worker.front.name,
+            context_length=self._worker.front.context_length,
+            cache=self._worker.engine.cache_use(),
+            device_budget=self.config.device_budget,
+            host_budget=self.config.host_budget,
+            disk_budget=self.config.disk_budget,
+            num_waiting=self._worker.num_waiting(),
+            is_generating=self._worker.is_generating,
+            num_open_conversations=len(self._conversations),
+            degraded=self.degraded,
+        )
+
+    def close(self) -> None:
+        """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""
+        self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, name: str, private: bool, *, system: str | None) -> Conversation:
+        check_name(name)
+        system = self.config.system if system is None else system
+        front = self._worker.front
+        meta = Meta(fingerprint=front.fingerprint, model=front.name, system=system)
+        if private:
+            identity = Identity(name, os.urandom(SEQUENCE_ID_BYTES), meta)
+            return self._assemble(identity, private=True)
+        library = self._writable_library()
+        found = library.find(name)
+        if found is None:
+            return self._assemble(library.create(name, meta), private=False)
+        if found.meta.fingerprint != front.fingerprint:
+            raise ConversationError(
+                f"conversation {name!r} belongs to the model {found.meta.model} "
+                f"({found.meta.fingerprint.hex()[:8]}), this is {front.name} ({front.fingerprint.hex()[:8]}): "
+                "start with that model (--model), or take a new name; its text stays readable"
+            )
+        return self._assemble(found, private=False)
+
+    def _open_kept(self, name: str, *, refusal: str) -> Conversation:
+        """A conversation for reading; not shared, and whatever model made it."""
+        if self._library is None:
+            raise StoreError(f"no conversation can be read: {self.degraded}")
+        self._library.require(name)
+        found = self._library.find(name)
+        assert found is not None, "it was required a line above"
+        return self._assemble(found, private=False, refusal=refusal)
+
+    def _assemble(self, identity: Identity, *, private: bool, refusal: str | None = None) -> Conversation:
+        library = self._library
+        assert private or library is not None, "only private conversations do without transcripts"
+        return Conversation(
+            identity,
+            front=self._worker.front,
+            config=self.config,
+            journal=PrivateJournal() if private or library is None else library.journal(identity.name),
+            executor=self._worker,
+            private=private,
+            refusal=refusal,
+        )
+
+    def _writable_library(self) -> Library:
+        if self._library is None or self.degraded is not None:
+            raise StoreError(
+                f"{self.degraded}; until then conversations can be read (read_only=True) or be private (private=True)"
+            )
+        return self._library
+
+
+def _model_path(config: Config) -> Path:
+    from edgekv.models.catalog import resolve_model
+
+    return resolve_model(config.model, config.data_dir)
+
+
+def _load_engine_factory() -> EngineFactory:
+    # torch comes in here: importing edgekv must not cost a second.
+    from edgekv.engine.build import build_engine
+
+    return build_engine
+
+
+def _open_data_dir(path: Path) -> tuple[DataDir | None, str | None]:
+    """The data directory, and why it may not be written (None: it may)."""
+    from edgekv_storage import DataDir, Locked, StorageError, Unwritable
+
+    try:
+        return DataDir.open(path), None
+    except (Locked, Unwritable) as error:
+        reason = str(error)
+    except StorageError as error:
+        raise StoreError(str(error)) from error
+    try:
+        return DataDir.open_read_only(path), reason
+    except StorageError:
+        return None, reason
+
+
+def _close_files(library: Library | None, data_dir: DataDir | None) -> None:
+    if library is not None:
+        library.close()
+    if data_dir is not None:
+        data_dir.close()
+
+
+def _close_all(worker: EngineThread, library: Library | None, data_dir: DataDir | None) -> None:
+    try:
+        worker.close()
+    finally:
+        _close_files(library, data_dir)

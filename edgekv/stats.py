@@ -1,0 +1,32 @@
+"""What a front end may show of a running Runtime: one frozen snapshot.
+
+Plain data; no torch, no I/O, and nothing of how the numbers came to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgekv.events import CacheUse
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The Runtime at one moment.
+
+    `device_budget`, `host_budget` and `disk_budget` are the configured limits in bytes (None: chosen at run
+    time). `degraded` says why nothing is kept on disk, or is None.
+    """
+
+    model: str
+    context_length: int
+    cache: CacheUse
+    device_budget: int | None
+    host_budget: int
+    disk_budget: int
+    num_waiting: int
+    is_generating: bool
+    num_open_conversations: int
+    degraded: str | None
