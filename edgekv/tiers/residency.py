@@ -38,7 +38,8 @@ class Residency:
         self.sequences: dict[bytes, Sequence] = {}
         num_slots = mover.device.slots.num_slots
         num_layers = mover.device.shape.num_layers
-        self.stream = SegmentStream(mover, min(MAX_SEGMENT_SLOTS, max(1, num_slots // 6)))
+        segment = num_slots // 6 if mover.in_place else min(num_slots // 6, mover.host.slots.num_slots // 4)
+        self.stream = SegmentStream(mover, min(MAX_SEGMENT_SLOTS, max(1, segment)))
         spare = (num_slots - 2 * self.stream.segment_slots) // num_layers - 1
         self.block_columns = max(1, min(MAX_BLOCK_COLUMNS, spare - 1))
         assert num_slots >= smallest_device_slots(num_layers)
@@ -109,8 +110,16 @@ class Residency:
             first = directory.num_columns
             directory.grow(first + wanted)
             directory.put_device(np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted))
-        while self._must_stream(sequence) and not self.stream.is_open and not self.stream.open():
-            self._make_room(2 * self.stream.segment_slots, sequence)
+        if self._must_stream(sequence) and not self.stream.is_open:
+            self._open_stream(sequence)
+
+    def _open_stream(self, sequence: Sequence) -> None:
+        staging = 2 * self.stream.segment_slots
+        self._make_room(staging, sequence)
+        if not self.mover.in_place:
+            self._clear_host(staging, sequence)
+        if not self.stream.open():
+            raise CapacityError(self._too_small("host"))
 
     def _must_stream(self, sequence: Sequence) -> bool:
         away = sequence.directory.off_device()
@@ -127,11 +136,24 @@ class Residency:
             return True
         if not disk.is_writable:
             return False
-        done = self.mover.write_extent(sequence, range(sequence.num_written, sequence.num_full))
+        done = True
+        while done and sequence.num_written < sequence.num_full:
+            done = self.mover.write_extent(sequence, self._next_extent(sequence))
         for evicted in disk.take_evicted():  # their places are stale: what memory holds of them goes too
             if evicted in self.sequences:
                 self.release(self.sequences[evicted])
         return done
+
+    def _next_extent(self, sequence: Sequence) -> range:
+        """Columns to write at once: all, or as many as a GPU's can pass through the host together."""
+        start, stop = sequence.num_written, sequence.num_full
+        if self.mover.in_place:
+            return range(start, stop)
+        num_layers = sequence.directory.num_layers
+        missing = int((sequence.directory.host[0, start:stop] == ABSENT).sum())
+        self._clear_host(missing * num_layers, sequence)
+        room = self.mover.host.slots.num_free // num_layers
+        return range(start, stop if room >= missing else min(stop, start + max(1, room)))
 
     def shorten(self, sequence: Sequence, num_tokens: int) -> None:
         """Forget tokens from `num_tokens` on (an edit, a damaged leaf); nothing may be in flight."""
@@ -214,6 +236,15 @@ class Residency:
                 self.mover.drop_host(sequence, held[held < sequence.num_written])
             elif len(held := sequence.directory.on_host()):
                 self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
+
+    def _clear_host(self, num_slots: int, active: Sequence) -> None:
+        """Make host room at the cost of clean copies, those of the active sequence last."""
+        self._make_host_room(num_slots, active)
+        missing = num_slots - self.mover.host.slots.num_free
+        if missing > 0:
+            held = active.directory.on_host()
+            clean = held[held < active.num_written]
+            self.mover.drop_host(active, clean[: -(-missing // active.directory.num_layers)])
 
     def _too_small(self, tier: str) -> str:
         limit = self.mover.device if tier == "device" else self.mover.host
