@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal
-from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
+from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, translated
 from edgekv.conversation.worker import EngineThread
 from edgekv.errors import ConversationError, StoreError
 from edgekv.stats import Snapshot
@@ -69,9 +69,10 @@ class Runtime:
         try:
             self._library = None if self._data_dir is None else Library(self._data_dir)
             build = engine_factory or _load_engine_factory()
-            self._worker = EngineThread(
-                lambda: build(self.config, model, data_dir=writable), queue_size=self.config.queue_size
-            )
+            with translated():
+                self._worker = EngineThread(
+                    lambda: build(given, model, data_dir=writable), queue_size=given.queue_size
+                )
         except BaseException:
             _close_files(getattr(self, "_library", None), self._data_dir)
             raise
@@ -97,9 +98,8 @@ class Runtime:
         self._worker.check_usable()
         with self._lock:
             if read_only:
-                return self._open_kept(
-                    name or "", refusal=f"conversation {name!r} was opened to be read only"
-                )
+                refusal = f"conversation {name!r} was opened to be read only"
+                return self._open_kept(name or "", refusal=refusal)
             if name is None and not private:
                 raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
             key = (name or f"private {len(self._conversations) + 1}", private)
@@ -108,7 +108,8 @@ class Runtime:
             conversation = self._conversations[key]
         if system is not None and system != conversation.system:
             raise ConversationError(
-                f"conversation {conversation.name!r} began with another system prompt; leave it out or take a new name"
+                f"conversation {conversation.name!r} began with another system prompt; "
+                "leave it out or take a new name"
             )
         return conversation
 
@@ -118,7 +119,7 @@ class Runtime:
         return [] if self._library is None else self._library.infos()
 
     def forget(self, name: str, *, private: bool = False) -> None:
-        """Destroy a conversation: its transcript, its KV in every tier. ConversationError if there is none."""
+        """Destroy a conversation, transcript and KV, in every tier. ConversationError if there is none."""
         self._worker.check_usable()
         with self._lock:
             conversation = self._conversations.pop((name, private), None)
@@ -205,27 +206,27 @@ class Runtime:
     def _writable_library(self) -> Library:
         if self._library is None or self.degraded is not None:
             raise StoreError(
-                f"{self.degraded}; until then conversations can be read (read_only=True) or be private (private=True)"
+                f"{self.degraded}; until then conversations can only be read (read_only=True) "
+                "or be private (private=True)"
             )
         return self._library
 
 
 def _model_path(config: Config) -> Path:
-    from edgekv.models.catalog import resolve_model
+    from edgekv.models.catalog import resolve_model  # noqa: PLC0415  only where no engine is given
 
     return resolve_model(config.model, config.data_dir)
 
 
 def _load_engine_factory() -> EngineFactory:
-    # torch comes in here: importing edgekv must not cost a second.
-    from edgekv.engine.build import build_engine
+    from edgekv.engine.build import build_engine  # noqa: PLC0415  torch comes with it
 
     return build_engine
 
 
 def _open_data_dir(path: Path) -> tuple[DataDir | None, str | None]:
     """The data directory, and why it may not be written (None: it may)."""
-    from edgekv_storage import DataDir, Locked, StorageError, Unwritable
+    from edgekv_storage import DataDir, Locked, StorageError, Unwritable  # noqa: PLC0415  numpy too
 
     try:
         return DataDir.open(path), None

@@ -7,6 +7,7 @@ longest common prefix with what it saw of the same sequence before, as the real 
 import threading
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from edgekv.engine.stopper import Stopper
 from edgekv.events import CacheUse, PrefillProgress, Result, TextDelta, Timings, Usage
@@ -22,7 +23,7 @@ class FakeTokenizer:
     end_ids = frozenset({END})
     adds_bos = True
     bos_id = BOS
-    _control = {"<s>": BOS, "<|": START, "|>": END}
+    _control: ClassVar = {"<s>": BOS, "<|": START, "|>": END}
 
     def encode(self, text, *, special, add_bos=False):
         ids = [BOS] if add_bos else []

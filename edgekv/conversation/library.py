@@ -47,7 +47,7 @@ class Library:
         from edgekv_storage import Transcripts  # noqa: PLC0415  numpy comes with it
 
         self._data_dir = data_dir
-        with _translated():
+        with translated():
             self._transcripts: Transcripts = Transcripts.open(data_dir)
 
     @property
@@ -57,13 +57,13 @@ class Library:
 
     def infos(self) -> list[ConversationInfo]:
         """All kept conversations, last used first."""
-        with _translated():
+        with translated():
             infos = [self._info(row) for row in self._transcripts.conversations()]
         return sorted(infos, key=lambda info: info.updated, reverse=True)
 
     def names(self) -> list[str]:
         """The names of all kept conversations."""
-        with _translated():
+        with translated():
             return [row.name for row in self._transcripts.conversations()]
 
     def find(self, name: str) -> Identity | None:
@@ -75,7 +75,7 @@ class Library:
         """A new, empty conversation. Raises ConversationError for a name that cannot be used."""
         check_name(name)
         identity = Identity(name, os.urandom(SEQUENCE_ID_BYTES), meta)
-        with _translated():
+        with translated():
             self._transcripts.create_conversation(name, identity.sequence_id, msgspec.msgpack.encode(meta))
         return identity
 
@@ -96,7 +96,7 @@ class Library:
     def delete(self, name: str) -> bytes:
         """Destroy the transcript of `name`; returns the id of its KV."""
         row = self.require(name)
-        with _translated():
+        with translated():
             self._transcripts.delete(row.id)
         return row.sequence_id
 
@@ -113,7 +113,7 @@ class Library:
         self.close()
 
     def _row(self, name: str) -> ConversationRow | None:
-        with _translated():
+        with translated():
             return self._transcripts.get(name)
 
     def _info(self, row: ConversationRow) -> ConversationInfo:
@@ -135,7 +135,7 @@ class TranscriptJournal:
     def load(self, tree: TurnTree) -> None:
         """Fill an empty tree."""
         ids: dict[int, int] = {}
-        with _translated():
+        with translated():
             rows = self._transcripts.turns(self._conversation_id)
         for row in rows:
             turn_id = tree.next_id()
@@ -147,7 +147,7 @@ class TranscriptJournal:
 
     def save(self, path: list[Turn]) -> None:
         """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
-        with _translated():
+        with translated():
             for turn in path[:-1]:
                 if turn.id not in self._rows:
                     self._append(turn)
@@ -158,7 +158,7 @@ class TranscriptJournal:
 
     def save_head(self, turn_id: int | None) -> None:
         """Remember which branch is current."""
-        with _translated():
+        with translated():
             self._transcripts.set_head(
                 self._conversation_id, None if turn_id is None else self._rows.get(turn_id)
             )
@@ -178,7 +178,7 @@ def check_name(name: str) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """The storage package's errors as ours."""
     from edgekv_storage import StorageError  # noqa: PLC0415  numpy comes with it
 

@@ -9,8 +9,8 @@ from fakes import END, FakeEngine, FakeFactory, FakeFront
 
 from edgekv import (
     Busy,
-    CancelToken,
     Cancelled,
+    CancelToken,
     ConfigError,
     ContextOverflow,
     ConversationError,
@@ -286,7 +286,7 @@ def test_an_answer_that_fills_the_window_says_so(open_runtime):
 
 
 def test_a_full_disk_is_reported_and_the_chat_goes_on(open_runtime, monkeypatch):
-    """Guards against losing the chat to the disk: one notice, answers from memory, kept once there is room."""
+    """Guards against losing the chat to the disk: one notice, answers, kept once there is room."""
     from edgekv_storage import DiskFull, Transcripts
 
     runtime = open_runtime()
