@@ -68,7 +68,8 @@ def _check_tokens(meta: Metadata, tokens: StringArray, *, needs_bytes: bool) -> 
     for index, token in enumerate(tokens.raw_all()):
         if len(token) > _MAX_TOKEN_BYTES:
             raise meta.error(f"token {index} is {len(token)} bytes long")
-        seen.add(token or b"[EMPTY_%d]" % index)
+        text = token.partition(b"\0")[0]  # where llama.cpp sees a token end
+        seen.add(text or b"[EMPTY_%d]" % index)
     if len(seen) != len(tokens):
         raise meta.error(f"its vocabulary has tokens that appear twice ({len(tokens) - len(seen)} of them)")
     if needs_bytes and (missing := list(_missing_bytes(seen))):

@@ -134,7 +134,7 @@ class Cursor:
             raise HeaderError(f"{what} is not UTF-8") from None
 
     def value(self, key: str) -> Value:
-        """The next typed value; arrays stay in the mapping."""
+        """The next typed value; arrays of strings stay in the mapping."""
         what = f"the value of {key!r}"
         code = self.u32(f"the type of {key!r}")
         if code == _STRING:
@@ -159,9 +159,10 @@ class Cursor:
         self.elements += count
         if code == _STRING:
             return StringArray(self.view, self._string_places(count, what))
-        dtype = np.dtype(np.bool_) if code == _BOOL else _SCALARS[code]
-        numbers = np.frombuffer(self.view, _SCALARS[code], count, self.take(count * width, what))
-        return numbers.astype(dtype) if code == _BOOL else numbers
+        stored = np.frombuffer(self.view, _SCALARS[code], count, self.take(count * width, what))
+        return (
+            stored != 0 if code == _BOOL else stored.copy()
+        )  # a view would keep the file from being unmapped
 
     def _string_places(self, count: int, what: str) -> array[int]:
         """Walk `count` strings without touching their text: the loop that decides how fast a header opens."""
