@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from edgekv.cache.directory import Directory
 from edgekv.cache.leaf import LEAF_TOKENS
+
+if TYPE_CHECKING:
+    from edgekv.cache.directory import Directory
 
 
 @dataclass(slots=True)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from edgekv_storage import Layout, Store
 
 from edgekv.cache.leaf import LeafShape
 from edgekv.cache.ledger import Ledger, Tier
 from edgekv.engine.engine import Engine
-from edgekv.engine.front import ModelFront
+from edgekv.engine.front import IdsFront, ModelFront
 from edgekv.engine.machine import choose_device, device_budget, free_memory, num_cores
 from edgekv.engine.runner import Runner
 from edgekv.errors import ConfigError
@@ -27,25 +26,28 @@ from edgekv.tiers.lane import CopyLane
 from edgekv.tiers.memory import MemoryTier
 from edgekv.tiers.mover import Mover
 from edgekv.tiers.residency import Residency, smallest_device_slots
+from edgekv_storage import Layout, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekv_storage import DataDir
-
     from edgekv.config import Config
     from edgekv.models.decoder import Decoder
+    from edgekv.models.gguf import GGUFFile
+    from edgekv_storage import DataDir
 
 KV_DTYPE_CODE = 1  # bf16, leaf layout [2, kv heads, 16, head_dim]; a change of either makes a new code
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A loaded model: what computes, and what speaks for it."""
+    """A loaded model: what computes, what speaks for it, and why its weights are held as they are."""
 
     decoder: Decoder
-    front: ModelFront
+    front: ModelFront | IdsFront
     kv_fingerprint: bytes
+    weights_mode: str
+    weights_reason: str
 
 
 def build_engine(config: Config, model: Path, *, data_dir: DataDir | None) -> tuple[Engine, ModelFront]:
@@ -57,31 +59,40 @@ def build_engine(config: Config, model: Path, *, data_dir: DataDir | None) -> tu
         edgekv_storage.StorageError: the data directory cannot be used.
     """
     loaded = load_model(config, model)
-    return assemble(config, loaded, data_dir=data_dir), loaded.front
+    assert isinstance(loaded.front, ModelFront)
+    try:
+        return assemble(config, loaded, data_dir=data_dir), loaded.front
+    except BaseException:
+        loaded.front.close()
+        raise
 
 
-def load_model(config: Config, path: Path) -> Model:
-    """Read, check and pack one model file."""
+def load_model(config: Config, path: Path, *, with_front: bool = True) -> Model:
+    """Read, check and pack one model file; `with_front=False` needs no tokenizer library."""
     torch.set_num_threads(config.threads or num_cores())
     device = choose_device(config.device)
     with open_gguf(path) as file:
         model_config = ModelConfig.from_gguf(file)
-        mode, _reason = choose_mode(file, config.weights, free_memory(device))
-        tokenizer = Tokenizer(file, model_config)
-        fingerprint = file.fingerprint()
-        front = ModelFront(
-            tokenizer=tokenizer,
-            template=ChatTemplate.from_gguf(file, tokenizer),
-            fingerprint=fingerprint,
-            context_length=model_config.context_length,
-            name=model_config.name,
-        )
+        mode, reason = choose_mode(file, config.weights, free_memory(device))
+        front = _front(file, model_config) if with_front else _ids_front(file, model_config)
         decoder = load_decoder(file, model_config, device, mode)
-    key = hashlib.blake2b(fingerprint + bytes([KV_DTYPE_CODE]), digest_size=32).digest()
-    return Model(decoder, front, key)
+        key = hashlib.blake2b(front.fingerprint + bytes([KV_DTYPE_CODE]), digest_size=32).digest()
+    return Model(decoder, front, key, mode, reason)
 
 
-def assemble(config: Config, model: Model, *, data_dir: DataDir | None, in_place: bool | None = None) -> Engine:
+def _front(file: GGUFFile, config: ModelConfig) -> ModelFront:
+    tokenizer = Tokenizer(file, config)
+    template = ChatTemplate.from_gguf(file, tokenizer)
+    return ModelFront(tokenizer, template, file.fingerprint(), config.context_length, config.name)
+
+
+def _ids_front(file: GGUFFile, config: ModelConfig) -> IdsFront:
+    return IdsFront(file.fingerprint(), config.context_length, config.name)
+
+
+def assemble(
+    config: Config, model: Model, *, data_dir: DataDir | None, in_place: bool | None = None
+) -> Engine:
     """Tiers within the limits around a loaded model. `in_place` overrides whether host leaves are attended
     where they lie (tests exercise the streaming of a GPU on the CPU with it).
     """

@@ -25,7 +25,7 @@ from edgekv.tiers.residency import EXTENT_COLUMNS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgekv.engine.front import ModelFront
+    from edgekv.engine.front import IdsFront, ModelFront
     from edgekv.engine.request import Emit, IsCancelled, Request
     from edgekv.engine.runner import Runner
     from edgekv.events import FinishReason
@@ -71,7 +71,9 @@ class _Turn:
 class Engine:
     """`EngineLike` on a real model and real tiers."""
 
-    def __init__(self, runner: Runner, residency: Residency, ledger: Ledger, front: ModelFront) -> None:
+    def __init__(
+        self, runner: Runner, residency: Residency, ledger: Ledger, front: ModelFront | IdsFront
+    ) -> None:
         self._runner = runner
         self._residency = residency
         self._ledger = ledger
@@ -274,5 +276,4 @@ class Engine:
             self._residency.release(sequence)
         if self._residency.mover.disk is not None:
             self._residency.mover.disk.store.close()
-        self._front.template.close()
-        self._front.tokenizer.close()
+        self._front.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,3 +19,32 @@ class ModelFront:
     fingerprint: bytes
     context_length: int
     name: str
+
+    def close(self) -> None:
+        """End the template's process and free the vocabulary."""
+        self.template.close()
+        self.tokenizer.close()
+
+
+class NoText:
+    """Stands for a tokenizer where only token ids matter: every token spells nothing."""
+
+    adds_space_prefix: bool = False
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """No bytes."""
+        del token_id, special
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class IdsFront:
+    """A model used by token ids alone (benchmarks on a machine without the tokenizer library)."""
+
+    fingerprint: bytes
+    context_length: int
+    name: str
+    tokenizer: NoText = field(default_factory=NoText)
+
+    def close(self) -> None:
+        """Nothing to free."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import edgekv_kernels as kernels
 import numpy as np
 import torch
 from torch import Tensor
 
+import edgekv_kernels as kernels
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import edgekv_kernels as kernels
 import torch
 from torch import Tensor
+
+import edgekv_kernels as kernels
 
 if TYPE_CHECKING:
     from edgekv.models.config import ModelConfig

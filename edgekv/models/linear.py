@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import edgekv_kernels as kernels
 import torch
-from edgekv_kernels import Packed4, Packed8
 from torch import Tensor
 from torch.nn import functional
+
+import edgekv_kernels as kernels
+from edgekv_kernels import Packed4, Packed8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

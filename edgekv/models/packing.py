@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from edgekv_kernels import Packed4, Packed8
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
+
+from edgekv_kernels import Packed4, Packed8
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,9 @@ def decode(data: Bytes, ggml_type: int, num_rows: int, num_columns: int, dtype: 
     step = max(1, _ROWS_AT_ONCE // num_columns)
     for start in range(0, num_rows, step):
         part = np.ascontiguousarray(rows[start : start + step])
-        values = dequantize(part, kind).astype(np.float32)  # a copy: F32 comes as a read-only view of the file
+        values = dequantize(part, kind).astype(
+            np.float32
+        )  # a copy: F32 comes as a read-only view of the file
         out[start : start + step] = torch.from_numpy(values.reshape(-1, num_columns))
     return out
 
@@ -118,7 +121,8 @@ def _q5_k(blocks: Bytes) -> Packed8:
 def _q5_bits(bits: Bytes, nibbles: Bytes) -> NDArray[np.uint8]:
     """The 32 five-bit codes of a Q5_0 or Q5_1 block: 4 bytes of fifth bits, 16 bytes of nibbles."""
     fifth = np.unpackbits(bits, axis=-1, bitorder="little")
-    return np.concatenate([nibbles & 15, nibbles >> 4], axis=-1) | (fifth << 4)
+    codes: Bytes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1) | (fifth << 4)
+    return codes
 
 
 def _q5_0(blocks: Bytes) -> Packed8:

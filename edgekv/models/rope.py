@@ -35,7 +35,7 @@ class Rope:
         self.style = config.rope_style
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of `positions` int64 `[T]`: each `[T, rope_dim/2]` float32."""
+        """Cos and sin of `positions` int64 `[T]`: each `[T, rope_dim/2]` float32."""
         angles = positions.to(torch.float64)[:, None] * self.frequencies
         return (
             (angles.cos() * self.amplitude).to(torch.float32),

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from edgekv.errors import TemplateError
 from edgekv.models.template_process import TemplateLimits, TemplateProcess, TemplateRefusedError
 
 if TYPE_CHECKING:
@@ -159,6 +160,13 @@ class ChatTemplate:
             start += len(markers[num_old - 1])
         rest = whole[max(start, 0) :]
         inside = [i for i, marker in enumerate(markers) if marker in rest]
+        for i, message in enumerate(messages):
+            if i not in inside and (
+                markers[i] in rest.casefold() or (i >= num_old and message["role"] != "system")
+            ):
+                raise TemplateError(
+                    "the model's chat template loses messages; use another file of this model"
+                )
         texts = self._texts_inside(messages, marked, markers, whole, inside)
         pattern = "|".join(markers)
         cut = re.split(f"({pattern})", rest)

@@ -7,7 +7,7 @@ token. Does not know chat templates: it is given their pieces.
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgekv.models.llama_vocab import LlamaVocab
 from edgekv.models.vocabulary import check_vocabulary
@@ -111,10 +111,23 @@ class Tokenizer:
         return frozenset(self._control(ends)) | {i for i in (config.eos_id, config.eot_id) if i is not None}
 
 
+class Spelling(Protocol):
+    """What a Detokenizer needs of a vocabulary."""
+
+    @property
+    def adds_space_prefix(self) -> bool:
+        """Whether the first word comes with a space that is not the text's."""
+        ...
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """The bytes of one token."""
+        ...
+
+
 class Detokenizer:
     """Turns ids into text as they come, giving out whole characters only. One per answer, one thread."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Spelling) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = tokenizer.adds_space_prefix  # SentencePiece puts one before the first word

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgekv.tiers.mover import Mover
 
 
-class DamagedColumns(Exception):  # noqa: N818  # not an error for users: the engine recomputes from `first`
+class DamagedColumns(Exception):  # not an error for users: the engine recomputes from `first`
     """Leaves on disk could not be read or verified; the lowest column affected and how many leaves."""
 
     def __init__(self, first: int, num_leaves: int) -> None:

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store, leaf_keys
 
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Tier
 from edgekv.cache.runs import common_runs
+from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store, leaf_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekv_storage import LeafPlace, Transfer
     from numpy.typing import NDArray
 
-    from edgekv.cache.ledger import Ledger
     from edgekv.cache.leaf import LeafShape
+    from edgekv.cache.ledger import Ledger
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.memory import MemoryTier
+    from edgekv_storage import LeafPlace, Transfer
 
 NAMESPACE_EXACT = b"exact"
 """Part of every key: leaves made under another attention mode must not be taken for exact ones."""
@@ -135,7 +135,12 @@ class DiskTier:
         return evicted
 
     def read(
-        self, places: list[LeafPlace], layer: int, columns: NDArray[np.intp], slots: NDArray[np.int32], into: MemoryTier
+        self,
+        places: list[LeafPlace],
+        layer: int,
+        columns: NDArray[np.intp],
+        slots: NDArray[np.int32],
+        into: MemoryTier,
     ) -> LayerRead:
         """Start reading `columns` of one layer into `slots` of a CPU pool; neighbours in one request."""
         starts, requests = [], []

@@ -65,6 +65,6 @@ def _arena(
         return torch.empty(dims, dtype=torch.bfloat16), memoryview(b"")
     if pinned:
         flat = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        return flat.view(torch.bfloat16).view(dims), memoryview(flat.numpy())
+        return flat.view(torch.bfloat16).view(dims), memoryview(flat.numpy().data)
     arena = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(arena, dtype=torch.bfloat16).view(dims), memoryview(arena)

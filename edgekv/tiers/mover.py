@@ -39,7 +39,9 @@ class Mover:
     lane: CopyLane
     in_place: bool
 
-    def copy_slots(self, source: MemoryTier, source_slots: Slots, target: MemoryTier, target_slots: Slots) -> None:
+    def copy_slots(
+        self, source: MemoryTier, source_slots: Slots, target: MemoryTier, target_slots: Slots
+    ) -> None:
         """Copy leaves slot by slot, neighbours at once."""
         with self.lane.copying():
             for start, stop in common_runs(source_slots, target_slots):

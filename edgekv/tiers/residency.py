@@ -109,7 +109,9 @@ class Residency:
             slots = self._take(wanted * directory.num_layers, sequence)
             first = directory.num_columns
             directory.grow(first + wanted)
-            directory.put_device(np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted))
+            directory.put_device(
+                np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted)
+            )
         if self._must_stream(sequence) and not self.stream.is_open:
             self._open_stream(sequence)
 

@@ -11,7 +11,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from edgekv.cache.directory import ABSENT
@@ -21,6 +20,7 @@ from edgekv.tiers.arrivals import DamagedColumns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
@@ -178,7 +178,10 @@ class SegmentStream:
                 raise DamagedColumns(int(damaged.min()), len(damaged))
             if buffer.host_slots is not None:
                 self._mover.copy_slots(
-                    self._mover.host, buffer.host_slots[:count], self._mover.device, buffer.device_slots[:count]
+                    self._mover.host,
+                    buffer.host_slots[:count],
+                    self._mover.device,
+                    buffer.device_slots[:count],
                 )
         self._mover.lane.computation_waits()
         return torch.from_numpy(buffer.device_slots[:count]).to(self._mover.device.pool.device)
