@@ -162,7 +162,7 @@ class ChatTemplate:
         inside = [i for i, marker in enumerate(markers) if marker in rest]
         for i, message in enumerate(messages):
             if i not in inside and (
-                markers[i] in rest.casefold() or (i >= num_old and message["role"] != "system")
+                markers[i] in rest.casefold() or (i >= num_old and message["role"] == "user")
             ):
                 raise TemplateError(
                     "the model's chat template loses messages; use another file of this model"
@@ -184,11 +184,17 @@ class ChatTemplate:
     ) -> list[str]:
         """What the template makes of each message's text: the text itself, mostly, or trimmed, say.
 
-        Rendered once more with one real text among markers, whatever then differs came from that text. Should
+        Rendered again with one real text among markers, whatever then differs came from that text. Should
         it change the markup around it too, that markup is taken for the text's, so it loses its meaning
         rather than lend it to words that somebody typed.
         """
         texts = [message["content"] for message in messages]
+        everything = [messages[i] if i in inside else marked[i] for i in range(len(messages))]
+        expected = whole
+        for i in inside:
+            expected = expected.replace(markers[i], texts[i])
+        if self._render([everything], True)[0] == expected:
+            return texts
         jobs = [[*marked[:i], messages[i], *marked[i + 1 :]] for i in inside]
         for i, real in zip(inside, self._render(jobs, True), strict=True):
             if real == whole.replace(markers[i], texts[i]):
