@@ -62,7 +62,7 @@ def attend_block(
 def _flash(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *, is_causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out [1, H, T, D] bfloat16 and lse [H, T] of the shapes' heads, float32."""
+    """Attention with its log-sum-exp: out [1, H, T, D] bfloat16 and lse [H, T] of the shapes' heads, float32."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001 - the one with lse
         q, k, v, 0.0, is_causal, scale=scale
     )

@@ -80,10 +80,8 @@ def use(backend: Backend) -> None:
         raise RuntimeError("triton is not installed; install it or choose another kernel backend")
     _backend = backend
     _cuda_form = "reference" if backend == "reference" or not _has_triton else "triton"
-    if backend in ("reference", "triton"):
-        _cpu_form = backend
-    else:
-        _cpu_form = "reference" if native is None else "native"
+    automatic: Form = "reference" if native is None else "native"
+    _cpu_form = backend if backend in ("reference", "triton") else automatic
 
 
 @contextmanager

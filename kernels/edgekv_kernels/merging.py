@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from edgekv_kernels import dispatch
 from edgekv_kernels.reference import merging as reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
 
 def merge_(

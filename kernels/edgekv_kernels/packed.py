@@ -126,7 +126,7 @@ def take_rows4(w: Packed4, ids: torch.Tensor) -> torch.Tensor:
 
 def take_rows8(w: Packed8, ids: torch.Tensor) -> torch.Tensor:
     """Rows `ids` [T] (int64) of `w` as float32 [T, K]: the embedding look-up."""
-    rows = w.quants[ids].unflatten(1, (-1, w.group)).float() * w.scale[ids].float()[..., None]
+    rows: torch.Tensor = w.quants[ids].unflatten(1, (-1, w.group)).float() * w.scale[ids].float()[..., None]
     if w.offset is not None:
         rows += w.offset[ids].float()[..., None]
     return rows.flatten(1)

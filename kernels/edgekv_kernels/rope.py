@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from edgekv_kernels import dispatch
 from edgekv_kernels.reference import rope as reference
+
+if TYPE_CHECKING:
+    import torch
 
 Style = Literal["interleaved", "split"]
 

@@ -121,7 +121,11 @@ def _prefill_attention(repeats: int) -> Iterator[Timing]:
     q = torch.randn(512, _HEADS, _DIM)
     for num_tokens in (512, 4096, 8192):
         pool, slots = _pool(num_tokens, 1)
-        seconds = _median(lambda p=pool, s=slots, n=num_tokens: attend_leaves(q, p, s[0], n, 0.125), repeats)
+
+        def attend(pool: torch.Tensor = pool, slots: torch.Tensor = slots[0], n: int = num_tokens) -> None:
+            attend_leaves(q, pool, slots, n, 0.125)
+
+        seconds = _median(attend, repeats)
         rate = 4 * 512 * num_tokens * _DIM * _HEADS / seconds / 1e9
         yield Timing(f"attend_leaves, T=512, {num_tokens} tokens", seconds, rate, "GFLOP/s")
     k, v = torch.randn(512, _KV_HEADS, _DIM), torch.randn(512, _KV_HEADS, _DIM)

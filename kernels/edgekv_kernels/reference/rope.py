@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rope_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: str) -> None:

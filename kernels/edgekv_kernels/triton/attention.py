@@ -1,0 +1,118 @@
+"""Partial attention over pool leaves: a program owns one query, one kv head and a run of leaves.
+
+The runs' results are partial attentions themselves and are merged like any others.
+"""
+
+# Triton kernels are typed by what they are launched with.
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from edgekv_kernels.reference import attention as reference
+
+_LEAF = 16
+_RUN_LEAVES = 32  # leaves a program: 512 tokens, so that long contexts fill the device
+_FEW = 64  # queries beyond which dense products win
+
+
+@triton.jit
+def _attend(
+    q,
+    pool,
+    slots,
+    tokens,
+    scale,
+    out,
+    lse,
+    queries,
+    kv_heads,
+    group,
+    dim,
+    q_stride,
+    run_leaves,
+    LEAF: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    t = tl.program_id(0)
+    head = tl.program_id(1)
+    run = tl.program_id(2)
+    g = tl.arange(0, GROUP)
+    d = tl.arange(0, BLOCK)
+    row = tl.arange(0, LEAF)
+    heads = kv_heads * group
+    inside_q = (g[:, None] < group) & (d[None, :] < dim)
+    query = tl.load(
+        q + t * q_stride + (head * group + g[:, None]) * dim + d[None, :], mask=inside_q, other=0.0
+    )
+    top = tl.full((GROUP,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((GROUP,), dtype=tl.float32)
+    result = tl.zeros((GROUP, BLOCK), dtype=tl.float32)
+    plane = kv_heads * LEAF * dim
+    last = tl.minimum((run + 1) * run_leaves, (tokens + LEAF - 1) // LEAF)
+    for leaf in range(run * run_leaves, last):
+        slot = tl.load(slots + leaf).to(tl.int64)
+        exists = leaf * LEAF + row < tokens
+        inside = exists[:, None] & (d[None, :] < dim)
+        at = pool + slot * 2 * plane + head * LEAF * dim + row[:, None] * dim + d[None, :]
+        key = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(at + plane, mask=inside, other=0.0).to(tl.float32)
+        scores = tl.sum(query[:, None, :] * key[None, :, :], 2) * scale
+        scores = tl.where(exists[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        shrink = tl.exp(top - new_top)
+        weights = tl.exp(scores - new_top[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        result = result * shrink[:, None] + tl.sum(weights[:, :, None] * value[None, :, :], 1)
+        top = new_top
+    place = (run * queries + t) * heads + head * group + g
+    tl.store(out + place[:, None] * dim + d[None, :], result / total[:, None], mask=inside_q)
+    tl.store(lse + place, top + tl.log(total), mask=g < group)
+
+
+def attend_leaves(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    slots: torch.Tensor,
+    num_tokens: int,
+    scale: float,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Queries [T, Hq, D] over the first `num_tokens` (at least one) tokens of the leaves in `slots`."""
+    num_queries, num_heads, dim = q.shape
+    if num_queries > _FEW:
+        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse)
+        return
+    num_kv_heads = pool.shape[2]
+    group = num_heads // num_kv_heads
+    num_runs = triton.cdiv(triton.cdiv(num_tokens, _LEAF), _RUN_LEAVES)
+    run_out = out[None] if num_runs == 1 else torch.empty((num_runs, *out.shape), device=q.device)
+    run_lse = lse[None] if num_runs == 1 else torch.empty((num_runs, *lse.shape), device=q.device)
+    _attend[num_queries, num_kv_heads, num_runs](
+        q,
+        pool,
+        slots,
+        num_tokens,
+        scale,
+        run_out,
+        run_lse,
+        num_queries,
+        num_kv_heads,
+        group,
+        dim,
+        q.stride(0),
+        _RUN_LEAVES,
+        LEAF=_LEAF,
+        GROUP=triton.next_power_of_2(group),
+        BLOCK=triton.next_power_of_2(dim),
+    )
+    if num_runs > 1:
+        merged = torch.logsumexp(run_lse, dim=0)
+        torch.sum(run_out * (run_lse - merged).exp()[..., None], dim=0, out=out)
+        lse.copy_(merged)
