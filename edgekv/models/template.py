@@ -251,9 +251,9 @@ class ChatTemplate:
 
 
 def _markers(count: int) -> list[str]:
-    """Words nobody can have typed, safe from trimming and splitting, of one length: none begins another."""
-    key = secrets.token_hex(8)
-    return [f"m{key}n{index:06d}m" for index in range(count)]
+    """Words nobody can have typed, of one length; digits mostly, which trimming and the like leave alone."""
+    key = f"{secrets.randbelow(10**20):020}"
+    return [f"q{key}z{index:06d}q" for index in range(count)]
 
 
 def _common(one: str, other: str) -> int:
