@@ -106,6 +106,7 @@ class Engine:
         finally:
             turn.arrivals.settle()
             self._residency.stream.close()
+            self._residency.shorten(turn.sequence, turn.sequence.num_tokens)  # columns of a pass that failed
         self._residency.flush(turn.sequence)
         return self._result(turn, reason)
 
