@@ -8,6 +8,7 @@ a page, so that direct I/O can read into a slot.
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,4 +68,7 @@ def _arena(
         flat = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         return flat.view(torch.bfloat16).view(dims), memoryview(flat.numpy().data)
     arena = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages; restoring then faults page by page
+            arena.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(arena, dtype=torch.bfloat16).view(dims), memoryview(arena)
