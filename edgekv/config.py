@@ -82,7 +82,11 @@ class Config:
         "auto|compact|fast",
     )
     threads: Count | None = _option(None, "CPU threads. Default: one for each physical core.", "N")
-    io: Literal["auto", "pread"] = _option("auto", "How the disk is read: auto or pread.", "auto|pread")
+    io: Literal["auto", "pread", "buffered"] = _option(
+        "auto",
+        "How KV is read from disk: pread (past the page cache), buffered, or auto.",
+        "auto|pread|buffered",
+    )
     queue_size: Count = _option(8, "Requests that may wait before new ones are refused as busy (8).", "N")
     system: str | None = _answer(
         None, "System prompt of a new conversation. Default: the template's.", "TEXT"
@@ -129,7 +133,7 @@ class Options(TypedDict, total=False):
     disk_budget: int | str
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
-    io: Literal["auto", "pread"]
+    io: Literal["auto", "pread", "buffered"]
     queue_size: int
     system: str | None
     max_tokens: int

@@ -125,13 +125,17 @@ class Runtime:
             conversation = self._conversations.pop((name, private), None)
             if conversation is None and private:
                 raise ConversationError(f"no private conversation is called {name!r}")
-            if not private:
-                library = self._writable_library()
-                library.require(name)
+            if private:
+                assert conversation is not None, "checked above"
+                sequence_id = conversation.sequence_id
+            else:
+                sequence_id = self._writable_library().require(name).sequence_id
             if conversation is not None:
                 conversation.retire(f"conversation {name!r} was forgotten")
-            sequence_id = conversation.sequence_id if private and conversation else library.delete(name)
-        self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
+            # KV first: whoever dies in between finds the name still listed and can repeat it.
+            self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
+            if not private:
+                self._writable_library().delete(name)
 
     def stats(self) -> Snapshot:
         """What may be shown of this Runtime now (any thread, does not wait for the engine)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -20,6 +21,7 @@ from edgekv.errors import ConversationError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from edgekv.conversation.turns import Turn, TurnTree
@@ -166,6 +168,27 @@ class TranscriptJournal:
     def _append(self, turn: Turn) -> None:
         parent = None if turn.parent is None else self._rows[turn.parent]
         self._rows[turn.id] = self._transcripts.append_turn(self._conversation_id, parent, encode_turn(turn))
+
+
+def kept_conversations(path: Path) -> list[ConversationInfo]:
+    """What the data directory at `path` keeps; needs no model and no lock, creates nothing."""
+    from edgekv_storage import DataDir  # noqa: PLC0415  numpy comes with it
+
+    if not (path / "transcripts.db").exists():
+        return []
+    with translated(), DataDir.open_read_only(path) as data_dir, Library(data_dir) as library:
+        return library.infos()
+
+
+def forget_kept(path: Path, name: str) -> None:
+    """Destroy conversation `name` of the data directory at `path`, transcript and KV, without a model."""
+    from edgekv_storage import DataDir, Store  # noqa: PLC0415  numpy comes with it
+
+    with translated(), DataDir.open(path) as data_dir, Library(data_dir) as library:
+        sequence_id = library.require(name).sequence_id
+        with Store.open(data_dir, None, quota_bytes=sys.maxsize) as store:
+            store.forget(sequence_id)
+        library.delete(name)
 
 
 def check_name(name: str) -> None:

@@ -96,7 +96,10 @@ class Mailbox:
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._error is not None, timeout)
             if self._events:
-                return self._events.popleft()
+                event = self._events.popleft()
+                if isinstance(event, Done):  # stays: a signal may strike before the reader holds it
+                    self._events.append(event)
+                return event
             if self._error is not None:
                 raise self._error
             return None
@@ -216,11 +219,7 @@ class Stream(Iterator["Event"]):
     def __next__(self) -> Event:
         if self._exhausted:
             raise StopIteration
-        try:
-            event = self._next_event()
-        except BaseException:
-            self._exhausted = self._generation.finished
-            raise
+        event = self._next_event()
         self._exhausted = isinstance(event, Done)
         return event
 

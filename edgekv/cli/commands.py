@@ -1,0 +1,211 @@
+"""The commands. Each turns its arguments into calls of the public API and prints what comes back; no logic."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekv import __version__
+from edgekv.cli.options import Given, with_options
+from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
+from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
+from edgekv.conversation.library import forget_kept, kept_conversations
+from edgekv.errors import ConfigError, ConversationError, EdgeKVError
+from edgekv.events import Done, Notice, PrefillProgress, Result, TextDelta
+from edgekv.runtime import Runtime
+
+if TYPE_CHECKING:
+    from edgekv.conversation import Stream
+
+app = typer.Typer(
+    name="edgekv",
+    help="Conversations with a local model that survive restarts and may outgrow memory.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
+
+
+@app.callback(invoke_without_command=True)
+def _edgekv(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"edgekv {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@with_options
+def run(
+    given: Given,
+    prompt: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
+    conversation: Annotated[
+        str | None, typer.Option("--conversation", "-c", metavar="NAME", help="Continue or begin this one.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Keep nothing on disk.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt. Without -c nothing is kept."""
+    config = given.config()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise ConfigError("the prompt is empty")
+    with Runtime(config=config) as runtime:
+        chat = runtime.conversation(conversation, private=private or conversation is None)
+        with chat.stream(text) as stream:
+            result, stopped = _show(stream, quiet=as_json)
+    if as_json:
+        write_json(result_object(result))
+    if stopped is not None:
+        raise typer.Exit(exit_code(stopped))
+
+
+def _show(stream: Stream, *, quiet: bool) -> tuple[Result, BaseException | None]:
+    """Print an answer as it comes; on a signal stop it, take what there is, and return the signal too."""
+    stopped: BaseException | None = None
+    progress = ProgressLine()
+    while True:
+        try:
+            for event in stream:
+                match event:
+                    case PrefillProgress():
+                        progress.show(event)
+                    case TextDelta(text) if not quiet:
+                        progress.clear()
+                        sys.stdout.write(text)
+                        sys.stdout.flush()
+                    case Notice(message):
+                        progress.clear()
+                        sys.stderr.write(f"edgekv: {message}\n")
+                    case Done(result):
+                        progress.clear()
+                        if not quiet:
+                            sys.stdout.write("\n")
+                            sys.stdout.flush()
+                        return result, stopped
+        except (KeyboardInterrupt, Terminated) as signal:
+            stopped = signal
+            stream.cancel()
+
+
+@app.command()
+@with_options
+def chat(
+    given: Given,
+    name: Annotated[str, typer.Argument(help="The conversation to begin or continue.")] = "main",
+    plain: Annotated[bool, typer.Option("--plain", help="Line by line; also reads a pipe.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Keep nothing on disk.")] = False,
+) -> None:
+    """Talk, line by line."""
+    found = entry_points(group="edgekv.frontends", name="plain")
+    if not found:
+        raise ConfigError("no chat front end is installed; reinstall edgekv")
+    config = given.config()
+    if not plain and sys.stdin.isatty():
+        sys.stderr.write("edgekv: the full-screen chat comes in a later version; this is --plain\n")
+    front_end = next(iter(found)).load()
+    with Runtime(config=config) as runtime:
+        code = front_end(runtime, name, private=private)
+    raise typer.Exit(code)
+
+
+@app.command()
+@with_options
+def conversations(given: Given, as_json: AsJson = False) -> None:
+    """List the conversations that are kept."""
+    infos = kept_conversations(given.config().data_dir)
+    if as_json:
+        write_json({"conversations": [dataclasses.asdict(info) for info in infos]})
+        return
+    if not infos:
+        sys.stderr.write("no conversation is kept yet; `edgekv chat NAME` begins one\n")
+    for info in infos:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.updated))
+        sys.stdout.write(f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model})\n")
+
+
+@app.command()
+@with_options
+def forget(
+    given: Given,
+    name: Annotated[str, typer.Argument(help="The conversation to destroy.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Destroy a conversation: its text and its KV."""
+    data_dir = given.config().data_dir
+    if name not in [info.name for info in kept_conversations(data_dir)]:
+        raise ConversationError(f"no conversation is called {name!r}; `edgekv conversations` lists them")
+    if not yes:
+        if as_json or not sys.stdin.isatty():
+            raise ConfigError("add --yes to forget without being asked")
+        typer.confirm(f"Destroy {name!r} and all its turns?", abort=True)
+    forget_kept(data_dir, name)
+    if as_json:
+        write_json({"forgotten": name})
+    else:
+        sys.stderr.write(f"forgotten: {name}\n")
+
+
+@app.command()
+@with_options
+def models(given: Given, as_json: AsJson = False) -> None:
+    """List the GGUF files found on this machine."""
+    from edgekv.models.catalog import GET_BUNDLED, find_models  # noqa: PLC0415  only this command looks
+
+    data_dir = given.config().data_dir
+    found = find_models([data_dir / "models"])
+    if as_json:
+        rows = [
+            {"name": m.name, "path": str(m.path), "source": m.source, "size_bytes": m.size} for m in found
+        ]
+        write_json({"models": rows})
+        return
+    for model in found:
+        sys.stdout.write(f"{format_bytes(model.size):>9}  {model.name}  [{model.source}]  {model.path}\n")
+    if not found:
+        sys.stderr.write(f"no GGUF file found; put one into {data_dir / 'models'} or run: {GET_BUNDLED}\n")
+
+
+@app.command()
+@with_options
+def doctor(given: Given, as_json: AsJson = False) -> None:
+    """Say what was found, what was chosen and why, and how fast this machine is."""
+    from edgekv.doctor import examine  # noqa: PLC0415  torch comes with it
+
+    findings = examine(given.config())
+    if as_json:
+        write_json({finding.name: dataclasses.asdict(finding) for finding in findings})
+        return
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = " " if finding.is_fine else "!"
+        why = f"  ({finding.why})" if finding.why else ""
+        sys.stdout.write(f"{mark} {finding.name.replace('_', ' '):<{width}}  {finding.value}{why}\n")
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def bench(context: typer.Context) -> None:
+    """Measure prefill, decode and resume, and the peers beside them."""
+    # By name, and only here: measuring brings llama.cpp and torch, which no other command needs.
+    bench_app = import_module("edgekv.bench.cli").app
+    code = bench_app(args=context.args, prog_name="edgekv bench", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def failure_code(error: EdgeKVError) -> int:
+    """Exit code of an error: 2 for what was typed wrongly, 1 for the rest."""
+    return EXIT_USAGE if isinstance(error, ConfigError) else 1

@@ -1,0 +1,73 @@
+"""How results reach a terminal, a pipe or a program reading JSON.
+
+Knows streams and formats. On a terminal, progress goes to stderr and disappears; with JSON, stdout gets
+exactly one object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from edgekv.events import PrefillProgress, Result
+
+
+def write_json(value: object) -> None:
+    """One JSON object and a newline on stdout."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def result_object(result: Result) -> dict[str, object]:
+    """What `run --json` prints of an answer."""
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": dataclasses.asdict(result.usage),
+        "timings": dataclasses.asdict(result.timings),
+        "exactness": result.exactness,
+        "cache": dataclasses.asdict(result.cache),
+        "notices": list(result.notices),
+    }
+
+
+def format_bytes(count: int | None) -> str:
+    """Bytes for people: 1.5 GiB."""
+    if count is None:
+        return "auto"
+    value, units = float(count), iter(["B", "KiB", "MiB", "GiB"])
+    unit = next(units)
+    for larger in units:
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+
+
+class ProgressLine:
+    """Prefill progress on one line of stderr, if that is a terminal; gone when cleared."""
+
+    def __init__(self) -> None:
+        self._is_shown = False
+        self._is_terminal = sys.stderr.isatty()
+
+    def show(self, progress: PrefillProgress) -> None:
+        """Draw over the last one."""
+        if not self._is_terminal or progress.total == 0:
+            return
+        reused = f", {progress.reused:,} reused" if progress.reused else ""
+        eta = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""
+        sys.stderr.write(f"\r\x1b[Kreading {progress.done:,} of {progress.total:,} tokens{reused}{eta}")
+        sys.stderr.flush()
+        self._is_shown = True
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        if self._is_shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._is_shown = False

@@ -1,0 +1,63 @@
+"""The lines the plain chat prints about answers, turns and progress. Knows formats only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from edgekv import PrefillProgress, Result, Turn
+
+
+class Progress:
+    """Prefill progress on one line of a terminal; nothing elsewhere."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._is_terminal = out.isatty()
+        self._is_shown = False
+
+    def show(self, progress: PrefillProgress) -> None:
+        """Draw over the last one."""
+        if not self._is_terminal:
+            return
+        reused = f", {progress.reused:,} reused" if progress.reused else ""
+        eta = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""
+        self._out.write(f"\r\x1b[Kreading {progress.done:,} of {progress.total:,} tokens{reused}{eta}")
+        self._out.flush()
+        self._is_shown = True
+
+    def clear(self) -> None:
+        """Leave the line empty."""
+        if self._is_shown:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+            self._is_shown = False
+
+
+def detail_line(result: Result) -> str:
+    """One line about an answer: exactness, tokens, speed, wait, reuse."""
+    usage, timings = result.usage, result.timings
+    return (
+        f"[{result.exactness}; {usage.completion_tokens:,} tokens at {timings.decode_tokens_per_s:.1f}/s; "
+        f"first after {timings.ttft_s:.2f} s; {usage.reused_tokens:,} of {usage.prompt_tokens:,} reused]"
+    )
+
+
+def restored_line(reused: int, total: int, seconds: float) -> str:
+    """One line after reopening. `total` are the conversation's tokens before the new message."""
+    restored = min(reused, total)
+    line = f"{restored:,} of {total:,} tokens restored in {seconds:.1f} s"
+    # Fewer than 16 tokens are an unfinished leaf, computed again by design; more were lost.
+    return line if total - restored < 16 else line + "; the rest is computed again (evicted or damaged)"
+
+
+def pending_line(turn: Turn) -> str:
+    """About a message whose answer never came."""
+    text = turn.user if len(turn.user) <= 60 else turn.user[:59] + "…"
+    return f"the last message has no answer yet: {text!r}; /regen answers it"
+
+
+def turn_lines(number: int, turn: Turn) -> str:
+    """A turn for /history."""
+    mark = {"pending": " [no answer]", "stopped": " [stopped]"}.get(turn.state, "")
+    return f"{number} > {turn.user}\n{turn.answer}{mark}\n"
