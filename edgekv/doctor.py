@@ -97,7 +97,7 @@ def _platform() -> Finding:
 
 def _torch() -> Finding:
     cuda = "CUDA " + str(torch.version.cuda) if torch.version.cuda else "no CUDA in this build"
-    return Finding("torch", torch.__version__, cuda)
+    return Finding("torch", str(torch.__version__), cuda)
 
 
 def _tokenizer_library() -> Finding:

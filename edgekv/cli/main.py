@@ -15,7 +15,7 @@ import typer
 
 from edgekv.cli.commands import app, failure_code
 from edgekv.cli.output import write_json
-from edgekv.cli.signals import EXIT_FAILURE, EXIT_PIPE, EXIT_USAGE, Terminated, exit_code, install
+from edgekv.cli.signals import EXIT_FAILURE, EXIT_PIPE, EXIT_USAGE, ReaderGone, Terminated, exit_code, install
 from edgekv.config import load_config
 from edgekv.errors import ConfigError, EdgeKVError
 
@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, Terminated) as stop:
         _report("Cancelled", "stopped by a signal", as_json=as_json, quiet=True)
         return exit_code(stop)
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         return EXIT_PIPE
     except Exception as error:  # noqa: BLE001  the outer edge
         # Typer's own errors come from one copy of click or another; all tell what was typed wrongly.

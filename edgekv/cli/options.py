@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from edgekv.cli.signals import ReaderGone
 from edgekv.config import Config, environment_name, load_config
 from edgekv.errors import Unsupported
 
@@ -59,7 +60,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
         options = {name: value for name in names if (value := values.pop(name)) is not None}
         config_path = options.pop("config", None)
         debug = bool(options.pop("debug", False))
-        command(Given(options, config_path, debug), **values)
+        try:
+            command(Given(options, config_path, debug), **values)
+        except BrokenPipeError as error:  # click would end the process itself, with another code
+            raise ReaderGone from error
 
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__

@@ -22,6 +22,10 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; like KeyboardInterrupt no ordinary `except` stops it."""
 
 
+class ReaderGone(BaseException):
+    """Whoever read stdout closed it; nothing is wrong and nothing is left to say."""
+
+
 def install() -> None:
     """Turn SIGTERM and SIGHUP into Terminated; SIGINT raises KeyboardInterrupt already."""
     for number in (signal.SIGTERM, signal.SIGHUP):

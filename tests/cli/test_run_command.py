@@ -1,0 +1,226 @@
+"""`edgekv run` and its relatives as a person or a program meets them: streams, exit codes, signals."""
+
+import json
+import signal
+
+import pytest
+
+from edgekv.conversation.library import kept_conversations
+
+LONG = {"answer": "word " * 4000, "token_s": 0.002}
+
+
+def kept_turns(data_dir, name):
+    from edgekv.conversation.library import Library
+    from edgekv.conversation.turns import TurnTree
+    from edgekv_storage import DataDir
+
+    tree = TurnTree()
+    with DataDir.open_read_only(data_dir) as directory, Library(directory) as library:
+        library.journal(name).load(tree)
+    return tree.path(tree.head)
+
+
+def read_until(stream, text):
+    seen = ""
+    while text not in seen:
+        character = stream.read(1)
+        assert character, f"ended after {seen!r}"
+        seen += character
+    return seen
+
+
+def test_run_prints_the_answer_and_keeps_nothing(edgekv, data_dir):
+    """Guards the simplest call; without -c no conversation may appear."""
+    done = edgekv("run", "hi")
+    assert (done.returncode, done.stdout) == (0, "hello there\n"), done.stderr
+    assert kept_conversations(data_dir) == []
+
+
+def test_run_json_is_one_object_of_the_promised_shape(edgekv):
+    """Guards programs that read it."""
+    done = edgekv("run", "hi", "--json", "--max-tokens", "4")
+    answer = json.loads(done.stdout)
+    assert answer["text"] == "hell"
+    assert answer["finish_reason"] == "length"
+    assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "reused_tokens"}
+    assert set(answer["timings"]) == {"ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"}
+    assert answer["exactness"] == "exact"
+    assert {"device_bytes", "host_bytes", "disk_bytes"} <= set(answer["cache"])
+
+
+def test_run_reads_stdin_and_continues_a_conversation(edgekv, data_dir):
+    """Guards `run -` and -c: the second process goes on from the first."""
+    edgekv("run", "-", "-c", "trip", stdin="one\n")
+    edgekv("run", "two", "-c", "trip")
+    assert [turn.user for turn in kept_turns(data_dir, "trip")] == ["one\n", "two"]
+    listed = json.loads(edgekv("conversations", "--json").stdout)["conversations"]
+    assert [(entry["name"], entry["num_turns"]) for entry in listed] == [("trip", 2)]
+
+
+def test_private_leaves_no_trace(edgekv, data_dir):
+    """Guards --private: the text is in no file of the data directory."""
+    edgekv("run", "xyzzy-canary", "-c", "secret", "--private")
+    assert all(b"xyzzy-canary" not in path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "kind", "message"),
+    [
+        (["run", "x", "--temprature", "1"], 2, "UsageError", "--temperature"),
+        (["run", "x", "--temperature", "warm"], 2, "ConfigError", "temperature"),
+        (["run", "x", "--json-schema", "{}"], 1, "Unsupported", "JSON schema"),
+        (["run", ""], 2, "ConfigError", "empty"),
+        (["run", "x" * 9000], 1, "ContextOverflow", "window"),
+        (["forget", "nobody", "--yes"], 1, "ConversationError", "nobody"),
+    ],
+)
+def test_errors_are_one_line_or_one_object(edgekv, args, code, kind, message):
+    """Guards the outer edge: no traceback, stdout only with --json, an exit code that is not 0."""
+    plain = edgekv(*args)
+    assert (plain.returncode, plain.stdout) == (code, "")
+    assert plain.stderr.count("\n") == 1
+    assert message in plain.stderr
+    as_json = edgekv(*args, "--json")
+    error = json.loads(as_json.stdout)["error"]
+    assert (as_json.returncode, error["type"]) == (code, kind)
+    assert message in error["message"]
+
+
+def test_unknown_environment_variable_is_an_error(edgekv):
+    """Guards EDGEKV_* misspelt."""
+    done = edgekv("run", "x", env={"EDGEKV_MODLE": "x"})
+    assert done.returncode == 2
+    assert "did you mean EDGEKV_MODEL" in done.stderr
+
+
+def test_internal_error_is_logged_without_what_was_said(edgekv, data_dir):
+    """Guards privacy: the log tells where it happened, never the text of the error or the chat."""
+    done = edgekv("run", "canary-question", "-c", "a", error=ValueError("canary-detail"))
+    assert done.returncode == 1
+    assert "ValueError" in done.stderr
+    assert "Traceback" not in done.stderr
+    log = (data_dir / "edgekv.log").read_text()
+    assert "ValueError" in log
+    assert "generate" in log
+    assert "canary" not in log
+    assert "Traceback" in edgekv("run", "x", "--debug", error=ValueError("boom")).stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_the_partial_answer(edgekv, data_dir, number, code):
+    """Guards Ctrl+C and kill: the text so far is printed, kept and marked."""
+    process = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
+    read_until(process.stdout, "word word")
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    (turn,) = kept_turns(data_dir, "a")
+    assert turn.state == "stopped"
+    assert turn.answer.startswith("word word")
+
+
+def test_a_signal_with_json_still_prints_one_object(edgekv):
+    """Guards --json under Ctrl+C."""
+    process = edgekv("run", "tell", "--json", "--max-tokens", "4000", start=True, **LONG)
+    with pytest.raises(Exception):  # noqa: B017
+        process.communicate(timeout=2)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert json.loads(stdout)["finish_reason"] == "cancelled"
+    assert process.returncode == 130
+
+
+def test_a_closed_pipe_ends_silently_and_keeps_the_part(edgekv, data_dir):
+    """Guards `edgekv run ... | head`: no traceback, no "Exception ignored"."""
+    process = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
+    read_until(process.stdout, "word")
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == ""
+    assert kept_turns(data_dir, "a")[0].state == "stopped"
+
+
+def test_killed_in_mid_turn_the_message_is_there_and_the_chat_goes_on(edgekv, data_dir):
+    """Guards kill -9: what was acknowledged is kept, the name is free again, the next turn works."""
+    process = edgekv("run", "first", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
+    read_until(process.stdout, "word")
+    process.kill()
+    process.wait()
+    assert [(turn.user, turn.state) for turn in kept_turns(data_dir, "a")] == [("first", "pending")]
+    assert edgekv("run", "second", "-c", "a").returncode == 0
+    assert [turn.user for turn in kept_turns(data_dir, "a")] == ["first", "second"]
+
+
+def test_a_second_process_on_the_same_data(edgekv):
+    """Guards two at once: a kept conversation is refused by one clear line, an unkept answer still works."""
+    first = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
+    read_until(first.stdout, "word")
+    refused = edgekv("run", "more", "-c", "a")
+    assert refused.returncode == 1
+    assert f"in use by process {first.pid}" in refused.stderr
+    unkept = edgekv("run", "hi")
+    assert (unkept.returncode, unkept.stdout) == (0, "hello there\n")
+    assert "nothing is kept on disk" in unkept.stderr
+
+
+def test_forget_destroys(edgekv, data_dir):
+    """Guards forget: asked for only with --yes where nobody can be asked; nothing of the text remains."""
+    edgekv("run", "xyzzy-canary", "-c", "a")
+    asked = edgekv("forget", "a")
+    assert asked.returncode == 2
+    assert "--yes" in asked.stderr
+    assert edgekv("forget", "a", "--yes").returncode == 0
+    assert kept_conversations(data_dir) == []
+    assert all(b"xyzzy-canary" not in path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
+
+
+def test_chat_reads_a_pipe(edgekv, data_dir):
+    """Guards piped chat: each line a message, answers alone on stdout, the end of input ends it."""
+    done = edgekv("chat", "a", "--plain", stdin="one\n\n/nonsense\ntwo\n")
+    assert (done.returncode, done.stdout) == (0, "hello there\nhello there\n"), done.stderr
+    assert "unknown command /nonsense" in done.stderr
+    assert "> " not in done.stderr
+    assert [turn.user for turn in kept_turns(data_dir, "a")] == ["one", "two"]
+
+
+def test_chat_commands(edgekv):
+    """Guards the slash commands on a reopened conversation."""
+    edgekv("chat", "a", stdin="one\ntwo\n")
+    lines = "/history\n/edit 0 ONE\n/edit x\n/branches\n/switch 1\n/history\n/regen\n/help\n/forget\nlost\n"
+    done = edgekv("chat", "a", stdin=lines)
+    assert done.returncode == 0
+    assert "0 > one\nhello there\n1 > two\nhello there\n" in done.stdout
+    assert "* 2: 1 turns, ONE" in done.stdout
+    assert "write /edit N TEXT" in done.stderr
+    assert "tokens restored" in done.stderr
+    assert "forgotten: a" in done.stderr
+    assert json.loads(edgekv("conversations", "--json").stdout) == {"conversations": []}
+
+
+def test_chat_ctrl_c_stops_the_answer_and_goes_on(edgekv, data_dir):
+    """Guards Ctrl+C in a chat: it ends the answer, not the chat."""
+    process = edgekv("chat", "a", "--max-tokens", "4000", start=True, **LONG)
+    process.stdin.write("tell\n")
+    process.stdin.flush()
+    read_until(process.stdout, "word word")
+    process.send_signal(signal.SIGINT)
+    read_until(process.stdout, "[stopped]\n")
+    process.stdin.write("/history\n")
+    process.stdin.close()
+    process.stdin = None
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert "0 > tell\nword word" in stdout
+    assert kept_turns(data_dir, "a")[0].state == "stopped"
+
+
+def test_chat_goes_on_privately_when_the_data_is_in_use(edgekv):
+    """Guards the second chat: it says that it is not kept, and works."""
+    first = edgekv("chat", "a", "--max-tokens", "4000", start=True, **LONG)
+    first.stdin.write("tell\n")
+    first.stdin.flush()
+    read_until(first.stdout, "word")
+    second = edgekv("chat", "a", stdin="hi\n")
+    assert (second.returncode, second.stdout) == (0, "hello there\n")
+    assert "not kept" in second.stderr
