@@ -6,7 +6,7 @@
 
 static const kernels FN(table) = {
     ISA_NAME, FN(norm), FN(rope), FN(swiglu), FN(merge), FN(matmul), FN(unpack), FN(append), FN(attend),
-    FN(group_sums), FN(attend_finish),
+    FN(prepare), FN(attend_finish),
 };
 #undef ISA
 #undef ISA_NAME

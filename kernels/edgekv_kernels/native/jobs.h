@@ -21,7 +21,7 @@ typedef struct {
     long n, k, group;
     int bits, scale_f32;
 } weights;
-typedef struct { const float *x, *sums; weights w; float *out; long m; int accumulate; } matmul_job;
+typedef struct { const float *x, *sums, *arranged; weights w; float *out; long m; int accumulate; } matmul_job;
 typedef struct { weights w; void *out; int bf16; } unpack_job;
 
 typedef struct {
@@ -45,7 +45,7 @@ typedef struct {
 typedef struct {
     const char *name;
     range_fn norm, rope, swiglu, merge, matmul, unpack, append, attend;
-    void (*group_sums)(const float *x, long rows, long k, long group, float *sums);
+    void (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
     void (*attend_finish)(const attend_job *job, int parts);
 } kernels;
 

@@ -5,15 +5,6 @@
 #define KBLOCK 1024 /* columns whose four unpacked rows (16 KiB) stay in L1 */
 #define MAX_M 16
 
-static void FN(group_sums)(const float *x, long rows, long k, long group, float *sums) {
-    for (long i = 0; i < rows * (k / group); i++) {
-        vf sum = {0};
-        for (long j = 0; j < group; j += W) sum += load(x + i * group + j);
-        sums[i] = total(sum);
-    }
-    for (long i = 0; i < 16; i++) sums[rows * (k / group) + i] = 0;
-}
-
 /* elements [0, 16) in lo and [16, 32) in hi of a 4-bit group, as 16 / W vectors each */
 INLINE void FN(nibbles)(const uint8_t *p, vf *lo, vf *hi) {
 #if W == 16
@@ -50,6 +41,19 @@ INLINE vf FN(group_dot)(const weights *w, const uint8_t *q, const float *x, int 
 
 #define MAX_GROUPS 64 /* groups whose scales are widened at a time */
 
+#if W == 16
+#include "nibbles512.h"
+#endif
+
+/* The R row sums to out; four rows are reduced together. */
+INLINE void FN(put_rows)(const matmul_job *job, long row, int R, const vf *acc) {
+    vf sums = acc[0];
+    if (R == 4) sums = fold(fold(acc[0], acc[1], 1), fold(acc[2], acc[3], 1), 2);
+    else sums = fold(fold(sums, sums, 1), fold(sums, sums, 1), 2);
+    for (int h = 4; h < W; h *= 2) sums = fold(sums, sums, h);
+    for (int r = 0; r < R; r++) job->out[row + r] = job->accumulate ? job->out[row + r] + sums[r] : sums[r];
+}
+
 /* R rows of packed weights times one x; group and bits are constants once inlined */
 INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits, int group) {
     const weights *w = &job->w;
@@ -67,6 +71,12 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             q[r] = (const uint8_t *)w->quants + (row + r) * row_bytes + g0 * group_bytes;
         }
         const float *x = job->x + g0 * group;
+#if W == 16
+        if (bits == 4) {
+            blocks512(q, x, job->arranged + g0 * group, job->sums + g0, count, 2 * R * row_bytes, R, d, m, acc);
+            continue;
+        }
+#endif
         for (long g = 0; g < count; g++) {
             for (int r = 0; r < R; r++) {
                 if (g * group_bytes % 64 == 0) __builtin_prefetch(q[r] + g * group_bytes + 2 * R * row_bytes);
@@ -77,10 +87,7 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             for (long g = 0; g < count; g += W)
                 for (int r = 0; r < R; r++) acc[r] += load(m[r] + g) * load(job->sums + g0 + g);
     }
-    for (int r = 0; r < R; r++) {
-        float sum = total(acc[r]);
-        job->out[row + r] = job->accumulate ? job->out[row + r] + sum : sum;
-    }
+    FN(put_rows)(job, row, R, acc);
 }
 
 INLINE void FN(rows16_times_one)(const matmul_job *job, long row, int R) {
@@ -184,6 +191,21 @@ INLINE void FN(four_times_one)(const matmul_job *job, long row, int R) {
     else if (w->bits == 16) FN(rows16_times_one)(job, row, R);
     else if (w->group == 32) FN(rows_times_one)(job, row, R, 8, 32);
     else FN(rows_times_one)(job, row, R, 8, 16);
+}
+
+/* What all rows of w need of a single x: its group sums, padded with zeros, and its rearranged form. */
+static void FN(prepare)(const float *x, const weights *w, float *sums, float *arranged) {
+    long groups = w->k / w->group;
+    for (long i = 0; i < groups; i++) {
+        vf sum = {0};
+        for (long j = 0; j < w->group; j += W) sum += load(x + i * w->group + j);
+        sums[i] = total(sum);
+    }
+    for (long i = 0; i < 16; i++) sums[groups + i] = 0;
+#if W == 16
+    if (w->bits == 4) arrange512(x, w->k, arranged);
+#endif
+    (void)arranged;
 }
 
 static void FN(matmul)(const void *p, long begin, long end, int part) {

@@ -117,15 +117,16 @@ KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
     ARGS(12)
     matmul_job job = {.w = weights_of(args), .x = POINTER(8), .out = POINTER(9), .m = INTEGER(10),
                       .accumulate = (int)INTEGER(11)};
-    float small[1024 + 16], *sums = small;
+    float small[4096], *sums = small;
     NO_ERROR;
-    if (job.w.offset && job.m == 1) { /* many rows use unpacked weights and need no sums */
-        long groups = job.w.k / job.w.group;
-        if (groups > 1024) sums = malloc((size_t)(groups + 16) * 4);
+    if (job.m == 1 && job.w.bits != 16) { /* many rows use unpacked weights and need none of this */
+        long groups = job.w.k / job.w.group, needed = groups + 16 + job.w.k;
+        if (needed > 4096) sums = malloc((size_t)needed * 4);
         if (!sums) return PyErr_NoMemory();
-        best->group_sums(job.x, 1, job.w.k, job.w.group, sums);
+        best->prepare(job.x, &job.w, sums, sums + groups + 16);
+        job.sums = sums;
+        job.arranged = sums + groups + 16;
     }
-    job.sums = sums;
     over_rows(best->matmul, &job, job.w.n, 4, job.w.n * job.w.k / 8 * job.w.bits * job.m);
     if (sums != small) free(sums);
     Py_RETURN_NONE;
