@@ -170,6 +170,9 @@ class FakeEngine:
                 return not is_cancelled()
         return False
 
+    def warm_up(self):
+        """Nothing to warm."""
+
     def release(self, sequence_id, *, forget):
         assert threading.current_thread() is self.thread, "one thread owns the engine"
         self.released.append((sequence_id, forget))

@@ -149,6 +149,7 @@ class EngineThread:
         self._ready.set_result((engine, front))
         del front
         try:
+            engine.warm_up()  # in this thread, so that opening the Runtime does not wait for it
             self._serve(engine)
         finally:
             try:

@@ -14,6 +14,7 @@ from edgekv.cache.directory import Directory
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Ledger, Tier
 from edgekv.cache.sequence import Sequence, common_prefix
+from edgekv.engine.request import Request
 from edgekv.engine.sampler import Sampler
 from edgekv.engine.stopper import Stopper
 from edgekv.errors import CapacityError, ContextOverflow
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgekv.engine.front import IdsFront, ModelFront
-    from edgekv.engine.request import Emit, IsCancelled, Request
+    from edgekv.engine.request import Emit, IsCancelled
     from edgekv.engine.runner import Runner
     from edgekv.events import FinishReason
     from edgekv.tiers.residency import Residency
@@ -246,6 +247,12 @@ class Engine:
             cache=self.cache_use(turn.damaged_leaves),
             notices=tuple(turn.notices),
         )
+
+    def warm_up(self) -> None:
+        """Generate two tokens from nowhere: the first answer shall not pay for starting threads and kernels."""
+        nowhere = bytes(16)
+        self.generate(Request(nowhere, range(24), durable=False, max_tokens=2), lambda _e: None, lambda: False)
+        self.release(nowhere, forget=False)
 
     def release(self, sequence_id: bytes, *, forget: bool) -> None:
         """Drop a sequence from memory; with `forget`, from disk as well."""

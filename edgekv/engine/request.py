@@ -75,6 +75,10 @@ class EngineLike(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Pay one-time costs of computing now; called once, before the first request is served."""
+        ...
+
     def release(self, sequence_id: bytes, *, forget: bool) -> None:
         """Drop the sequence from device and host; with `forget`, from disk as well."""
         ...
