@@ -7,6 +7,7 @@ installs no signal handler and keeps no global.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -62,6 +63,7 @@ class Runtime:
         self.config = given
         model = _model_path(self.config) if engine_factory is None else Path(self.config.model or "")
         self._lock = threading.RLock()
+        self._unnamed = itertools.count(1)
         self._conversations: dict[tuple[str, bool], Conversation] = {}
         self.degraded: str | None
         self._data_dir, self.degraded = _open_data_dir(self.config.data_dir)
@@ -102,7 +104,7 @@ class Runtime:
                 return self._open_kept(name or "", refusal=refusal)
             if name is None and not private:
                 raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
-            key = (name or f"private {len(self._conversations) + 1}", private)
+            key = (f"private {next(self._unnamed)}" if name is None else name, private)
             if key not in self._conversations:
                 self._conversations[key] = self._open(*key, system=system)
             conversation = self._conversations[key]
