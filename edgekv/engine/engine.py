@@ -250,6 +250,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Generate two tokens from nowhere: the first answer shall not pay for starting threads and kernels."""
+        self._front.warm_up()
         nowhere = bytes(16)
         self.generate(Request(nowhere, range(24), durable=False, max_tokens=2), lambda _e: None, lambda: False)
         self.release(nowhere, forget=False)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from edgekv.errors import TemplateError
 
 if TYPE_CHECKING:
     from edgekv.models.template import ChatTemplate
@@ -19,6 +22,11 @@ class ModelFront:
     fingerprint: bytes
     context_length: int
     name: str
+
+    def warm_up(self) -> None:
+        """Start the template's process now; what its template does wrong is told when a person uses it."""
+        with suppress(TemplateError):
+            self.template.next_turn([], True, "hello")
 
     def close(self) -> None:
         """End the template's process and free the vocabulary."""
@@ -45,6 +53,9 @@ class IdsFront:
     context_length: int
     name: str
     tokenizer: NoText = field(default_factory=NoText)
+
+    def warm_up(self) -> None:
+        """Nothing to start."""
 
     def close(self) -> None:
         """Nothing to free."""
