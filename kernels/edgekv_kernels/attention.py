@@ -40,18 +40,21 @@ def attend_leaves(
     kv head h // G. pool: bfloat16 [num_slots, 2, Hkv, 16, D] contiguous. slots: int32 [n] on the pool's device.
     Returns out float32 [T, Hq, D] and lse float32 [T, Hq] (natural log); no tokens give out 0, lse -inf.
     """
-    assert pool.shape[1] == 2, pool.shape
-    assert pool.shape[3:] == (LEAF_TOKENS, q.shape[2]), (pool.shape, q.shape)
-    assert 0 <= num_tokens <= slots.shape[0] * LEAF_TOKENS, (num_tokens, slots.shape)
-    out, lse = _destination(q, pool.shape[2], out, lse)
-    if num_tokens == 0 or q.shape[0] == 0:
+    num_queries, _, dim = q.shape
+    _, planes, num_kv_heads, leaf_tokens, pool_dim = pool.shape
+    assert planes == 2, pool.shape
+    assert leaf_tokens == LEAF_TOKENS, pool.shape
+    assert dim == pool_dim, (pool.shape, q.shape)
+    assert 0 <= num_tokens <= len(slots) * LEAF_TOKENS, (num_tokens, slots.shape)
+    out, lse = _destination(q, num_kv_heads, out, lse)
+    if num_tokens == 0 or num_queries == 0:
         out.zero_()
         lse.fill_(-torch.inf)
         return out, lse
-    form = _form(q, pool)
+    form = _form(dim, pool)
     if form == "native":
-        job = _job(q, pool, slots, num_tokens, scale, out, lse)
-        if q.shape[0] <= FEW_QUERIES:
+        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse)
+        if num_queries <= FEW_QUERIES:
             dispatch.native.attend(*job)
         elif dispatch.native.has_bf16():
             dispatch.native.attend_many(*job, 0)
@@ -77,20 +80,20 @@ def attend_block(
     q: float32 [T, Hq, D]; k, v: float32 [T, Hkv, D], rounded to bfloat16 first so that the result equals
     attention over the stored leaves. All may be slices of fused rows. Returns (out, lse) as `attend_leaves`.
     """
-    num_tokens = q.shape[0]
+    num_tokens, num_kv_heads, dim = k.shape
     assert k.shape == v.shape, (k.shape, v.shape)
-    assert k.shape[0] == num_tokens, (k.shape, q.shape)
-    assert k.shape[2] == q.shape[2], (k.shape, q.shape)
-    out, lse = _destination(q, k.shape[1], out, lse)
+    assert len(q) == num_tokens, (k.shape, q.shape)
+    assert q.shape[2] == dim, (k.shape, q.shape)
+    out, lse = _destination(q, num_kv_heads, out, lse)
     if num_tokens == 0:
         return out, lse
-    form = _form(q, k)
+    form = _form(dim, k)
     if form == "native" and num_tokens == 1:  # alone, a token sees itself: weight 1
         pool, slots = _as_leaves(k, v)
-        dispatch.native.attend(*_job(q, pool, slots, 1, scale, out, lse))
+        dispatch.native.attend(*_job(q, num_kv_heads, pool, slots, 1, scale, out, lse))
     elif form == "native" and dispatch.native.has_bf16():
         pool, slots = _as_leaves(k, v)
-        dispatch.native.attend_many(*_job(q, pool, slots, num_tokens, scale, out, lse), 1)
+        dispatch.native.attend_many(*_job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse), 1)
     elif form == "native":
         dense.attend_block(q, k, v, scale, out, lse)
     else:
@@ -98,10 +101,9 @@ def attend_block(
     return out, lse
 
 
-def _form(q: torch.Tensor, kv: torch.Tensor) -> Form:
+def _form(dim: int, kv: torch.Tensor) -> Form:
     """The chosen form; native gives way to the reference for head dimensions it was not written for."""
     form = dispatch.form_of(kv)
-    dim = q.shape[2]
     return "reference" if form == "native" and (dim % _VECTOR or dim > _MAX_NATIVE_DIM) else form
 
 
@@ -111,14 +113,16 @@ def _destination(
     """Checked or new result tensors."""
     num_queries, num_heads, dim = q.shape
     assert num_heads % num_kv_heads == 0, (num_heads, num_kv_heads)
-    assert q.stride(2) == 1, q.stride()
-    assert q.stride(1) == dim, q.stride()
+    _, head, step = q.stride()
+    assert step == 1, q.stride()
+    assert head == dim, q.stride()
     if out is None:
-        out = torch.empty((num_queries, num_heads, dim), device=q.device)
+        out = torch.empty(num_queries, num_heads, dim, device=q.device)
     if lse is None:
-        lse = torch.empty((num_queries, num_heads), device=q.device)
+        lse = torch.empty(num_queries, num_heads, device=q.device)
     assert out.is_contiguous()
     assert lse.is_contiguous()
+    assert out.shape == q.shape, (out.shape, q.shape)
     return out, lse
 
 
@@ -145,6 +149,7 @@ def _as_leaves(k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 def _job(
     q: torch.Tensor,
+    num_kv_heads: int,
     pool: torch.Tensor,
     slots: torch.Tensor,
     num_tokens: int,
@@ -154,7 +159,7 @@ def _job(
 ) -> tuple[int | float, ...]:
     """What the native kernels are told."""
     num_queries, num_heads, dim = q.shape
-    assert slots.dtype == torch.int32, slots.dtype
+    assert slots.dtype is torch.int32, slots.dtype
     assert slots.is_contiguous()
     assert pool.is_contiguous()
     return (
@@ -167,7 +172,7 @@ def _job(
         lse.data_ptr(),
         num_queries,
         num_heads,
-        pool.shape[2],
+        num_kv_heads,
         dim,
-        q.stride(0),
+        q.stride()[0],
     )

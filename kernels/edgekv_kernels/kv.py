@@ -20,19 +20,22 @@ def append_kv(pool: torch.Tensor, slots: torch.Tensor, offset: int, k: torch.Ten
     Token t goes to slot `slots[(offset + t) // 16]`, row `(offset + t) % 16`. slots: int32 [n] on the pool's
     device; k, v: float32 [T, Hkv, D], heads contiguous (a slice of fused rows will do).
     """
-    num_tokens = k.shape[0]
+    num_tokens, num_heads, dim = k.shape
+    _, _, pool_heads, _, pool_dim = pool.shape
     assert k.shape == v.shape, (k.shape, v.shape)
-    assert k.shape[1:] == (pool.shape[2], pool.shape[4]), (k.shape, pool.shape)
-    assert 0 <= offset <= slots.shape[0] * LEAF_TOKENS - num_tokens, (offset, num_tokens, slots.shape)
+    assert num_heads == pool_heads, (k.shape, pool.shape)
+    assert dim == pool_dim, (k.shape, pool.shape)
+    assert 0 <= offset <= len(slots) * LEAF_TOKENS - num_tokens, (offset, num_tokens, slots.shape)
     if num_tokens == 0:
         return
     form = dispatch.form_of(pool)
     if form == "native":
-        num_heads, dim = k.shape[1:]
+        k_row, k_head, k_step = k.stride()
+        v_row, v_head, v_step = v.stride()
+        assert k_step == v_step == 1, (k.stride(), v.stride())
+        assert k_head == v_head == dim, (k.stride(), v.stride())
         assert pool.is_contiguous()
-        assert slots.dtype == torch.int32
-        assert k.stride(2) == v.stride(2) == 1
-        assert k.stride(1) == v.stride(1) == dim
+        assert slots.dtype is torch.int32, slots.dtype
         dispatch.native.append_kv(
             pool.data_ptr(),
             slots.data_ptr(),
@@ -42,8 +45,8 @@ def append_kv(pool: torch.Tensor, slots: torch.Tensor, offset: int, k: torch.Ten
             num_tokens,
             num_heads,
             dim,
-            k.stride(0),
-            v.stride(0),
+            k_row,
+            v_row,
         )
     elif form == "triton":
         dispatch.triton_form("kv").append_kv(pool, slots, offset, k, v)

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from edgekv_kernels.packed import Packed4, Packed8
 
 
-def _destination(x: torch.Tensor, num_rows: int, out: torch.Tensor | None, accumulate: bool) -> torch.Tensor:
-    """`out`, checked, or a new [M, N] tensor."""
+def _destination(
+    x: torch.Tensor, shape: tuple[int, int], out: torch.Tensor | None, accumulate: bool
+) -> torch.Tensor:
+    """Check x against the weights' shape (N, K); `out`, checked, or a new [M, N] tensor."""
+    m, k = x.shape
+    n, wanted = shape
+    assert k == wanted, (x.shape, shape)
     if out is None:
         assert not accumulate, "nothing to accumulate into: pass out"
-        return torch.empty((x.shape[0], num_rows), device=x.device)
-    assert out.shape == (x.shape[0], num_rows), (out.shape, x.shape, num_rows)
+        return torch.empty(m, n) if x.is_cpu else torch.empty(m, n, device=x.device)
+    assert out.shape == (m, n), (out.shape, x.shape, shape)
     assert out.is_contiguous()
     return out
 
@@ -34,12 +39,11 @@ def matmul4(
 
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
-    assert x.shape[1] == w.shape[1], (x.shape, w.shape)
-    out = _destination(x, w.shape[0], out, accumulate)
+    out = _destination(x, w.shape, out, accumulate)
     form = dispatch.form_of(x)
     if form == "native":
         assert x.is_contiguous()
-        dispatch.native.matmul(*w.job(), x.data_ptr(), out.data_ptr(), x.shape[0], accumulate)
+        dispatch.native.matmul(*w.native_job, x.data_ptr(), out.data_ptr(), len(x), accumulate)
     elif form == "triton":
         dispatch.triton_form("matmul").matmul4(x, w, out, accumulate)
     else:
@@ -54,12 +58,11 @@ def matmul8(
 
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
-    assert x.shape[1] == w.shape[1], (x.shape, w.shape)
-    out = _destination(x, w.shape[0], out, accumulate)
+    out = _destination(x, w.shape, out, accumulate)
     form = dispatch.form_of(x)
     if form == "native":
         assert x.is_contiguous()
-        dispatch.native.matmul(*w.job(), x.data_ptr(), out.data_ptr(), x.shape[0], accumulate)
+        dispatch.native.matmul(*w.native_job, x.data_ptr(), out.data_ptr(), len(x), accumulate)
     elif form == "triton":
         dispatch.triton_form("matmul").matmul8(x, w, out, accumulate)
     else:
@@ -75,8 +78,7 @@ def matmul16(
     Written to `out` when given; with `accumulate` added to it (the residual stream).
     """
     num_rows, num_columns = w.shape
-    assert x.shape[1] == num_columns, (x.shape, w.shape)
-    out = _destination(x, num_rows, out, accumulate)
+    out = _destination(x, (num_rows, num_columns), out, accumulate)
     form = dispatch.form_of(x)
     if form == "native":
         assert x.is_contiguous()
@@ -93,7 +95,7 @@ def matmul16(
             False,
             x.data_ptr(),
             out.data_ptr(),
-            x.shape[0],
+            len(x),
             accumulate,
         )
     elif form == "triton":

@@ -6,7 +6,7 @@ A weight is `scale * quant + offset`, one scale and offset per group along K.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,6 +25,8 @@ class Packed4:
     quants: torch.Tensor
     scale: torch.Tensor
     offset: torch.Tensor
+    shape: tuple[int, int] = field(init=False)
+    native_job: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n, half_k = self.quants.shape
@@ -36,25 +38,7 @@ class Packed4:
         assert self.quants.is_contiguous()
         assert self.scale.is_contiguous()
         assert self.offset.is_contiguous()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K) of the weights."""
-        return self.quants.shape[0], 2 * self.quants.shape[1]
-
-    def job(self) -> tuple[int, ...]:
-        """What the native kernels are told: bits, addresses, N, K, group, whether scales are float32."""
-        n, half_k = self.quants.shape
-        return (
-            4,
-            self.quants.data_ptr(),
-            self.scale.data_ptr(),
-            self.offset.data_ptr(),
-            n,
-            2 * half_k,
-            GROUP4,
-            self.scale.dtype == torch.float32,
-        )
+        _describe(self, 4, n, 2 * half_k, GROUP4)
 
     @property
     def num_bytes(self) -> int:
@@ -72,6 +56,8 @@ class Packed8:
     quants: torch.Tensor
     scale: torch.Tensor
     offset: torch.Tensor | None = None
+    shape: tuple[int, int] = field(init=False)
+    native_job: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n, k = self.quants.shape
@@ -86,6 +72,7 @@ class Packed8:
             assert self.offset.shape == self.scale.shape
             assert self.offset.dtype == self.scale.dtype
             assert self.offset.is_contiguous()
+        _describe(self, 8, n, k, self.group)
 
     @property
     def group(self) -> int:
@@ -93,28 +80,21 @@ class Packed8:
         return self.quants.shape[1] // max(self.scale.shape[1], 1)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K) of the weights."""
-        return self.quants.shape[0], self.quants.shape[1]
-
-    def job(self) -> tuple[int, ...]:
-        """What the native kernels are told: bits, addresses, N, K, group, whether scales are float32."""
-        n, k = self.quants.shape
-        return (
-            8,
-            self.quants.data_ptr(),
-            self.scale.data_ptr(),
-            0 if self.offset is None else self.offset.data_ptr(),
-            n,
-            k,
-            self.group,
-            self.scale.dtype == torch.float32,
-        )
-
-    @property
     def num_bytes(self) -> int:
         """Bytes held, scales and offsets included."""
         return self.quants.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes)
+
+
+def _describe(w: Packed4 | Packed8, bits: int, n: int, k: int, group: int) -> None:
+    """Set `shape` (N, K) and `native_job`, once: asking the tensors again at every call costs a microsecond.
+
+    The job is what the native kernels are told: bits, addresses, N, K, group, whether scales are float32.
+    """
+    offset = 0 if w.offset is None else w.offset.data_ptr()
+    is_float32 = w.scale.dtype == torch.float32
+    job = (bits, w.quants.data_ptr(), w.scale.data_ptr(), offset, n, k, group, is_float32)
+    object.__setattr__(w, "shape", (n, k))
+    object.__setattr__(w, "native_job", job)
 
 
 def take_rows4(w: Packed4, ids: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,9 @@ def rope_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: Style) -
     assert 2 * half <= dim, (half, dim)
     form = dispatch.form_of(x)
     if form == "native":
-        assert x.stride(2) == 1
-        assert x.stride(1) == dim
+        row, head, step = x.stride()
+        assert step == 1, x.stride()
+        assert head == dim, x.stride()
         assert cos.is_contiguous()
         assert sin.is_contiguous()
         dispatch.native.rope(
@@ -36,7 +37,7 @@ def rope_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: Style) -
             num_tokens,
             num_heads,
             dim,
-            x.stride(0),
+            row,
             half,
             style == "interleaved",
         )

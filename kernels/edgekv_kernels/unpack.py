@@ -28,7 +28,7 @@ def unpack4(w: Packed4, out: torch.Tensor | None = None, dtype: torch.dtype = to
     """Write `scale * quant + offset` into `out` (bfloat16 or float32 [N, K]) or a new tensor of `dtype`."""
     out, is_native = _destination(w, out, dtype)
     if is_native:
-        dispatch.native.unpack(*w.job(), out.data_ptr(), out.dtype == torch.bfloat16)
+        dispatch.native.unpack(*w.native_job, out.data_ptr(), out.dtype == torch.bfloat16)
     else:
         reference.unpack4(w, out)
     return out
@@ -38,7 +38,7 @@ def unpack8(w: Packed8, out: torch.Tensor | None = None, dtype: torch.dtype = to
     """Write `scale * quant + offset` into `out` (bfloat16 or float32 [N, K]) or a new tensor of `dtype`."""
     out, is_native = _destination(w, out, dtype)
     if is_native:
-        dispatch.native.unpack(*w.job(), out.data_ptr(), out.dtype == torch.bfloat16)
+        dispatch.native.unpack(*w.native_job, out.data_ptr(), out.dtype == torch.bfloat16)
     else:
         reference.unpack8(w, out)
     return out

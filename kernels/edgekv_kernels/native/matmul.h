@@ -15,9 +15,13 @@ INLINE void FN(nibbles)(const uint8_t *p, vf *lo, vf *hi) {
     hi[0] = (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), digits);
 #else
     for (int i = 0; i < 16 / W; i++) {
+#if W == 8
+        vi x = (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + i * 8)));
+#else
         vb b;
         memcpy(&b, p + i * W, sizeof b);
         vi x = __builtin_convertvector(b, vi);
+#endif
         lo[i] = __builtin_convertvector(x & 15, vf);
         hi[i] = __builtin_convertvector(x >> 4, vf);
     }

@@ -133,11 +133,13 @@ INLINE void store_bf16(uint16_t *p, vf x) { /* to nearest even; NaN stays NaN */
 #endif
 }
 INLINE vf load_s8(const int8_t *p) {
+#if W == 16
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif W == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
     vsb b;
     memcpy(&b, p, sizeof b);
-#if W == 16
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)b));
-#else
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 #endif
 }
