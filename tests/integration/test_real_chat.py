@@ -1,0 +1,131 @@
+"""The whole thing on the bundled model: real tokens, real KV, real files, another process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekv import Cancelled, CancelToken, ContextOverflow, PrefillProgress, Runtime
+from edgekv.models.catalog import bundled_model
+
+pytestmark = pytest.mark.skipif(bundled_model() is None, reason="the bundled model is not installed")
+LEAF = 16
+STORY = "The lighthouse keeper wrote down every ship that passed, its sails, its flag and its hour. "
+
+
+@pytest.fixture
+def edgekv(data_dir):
+    """Runs the real program; `start=True` does not wait."""
+    root = Path(__file__).parents[2]
+    folders = [root, root / "kernels", root / "storage", root / "tui"]
+    environ = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "EDGEKV_DATA_DIR": str(data_dir),
+        "EDGEKV_TEMPERATURE": "0",
+    }
+    started = []
+
+    def call(*args, start=False):
+        command = [sys.executable, "-m", "edgekv", *args]
+        if start:
+            process = subprocess.Popen(command, env=environ, text=True, stdout=subprocess.PIPE)
+            started.append(process)
+            return process
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def answer(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_another_process_goes_on_without_computing_it_again(edgekv):
+    """Guards the main promise: after a restart all full leaves of the conversation are reused."""
+    first = answer(edgekv("run", STORY * 20, "-c", "a", "--json", "--max-tokens", "24"))
+    known = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
+    second = answer(edgekv("run", "What did he write down?", "-c", "a", "--json", "--max-tokens", "8"))
+    assert first["usage"]["reused_tokens"] == 0
+    assert known - second["usage"]["reused_tokens"] <= LEAF
+    assert second["cache"]["disk_bytes"] > 0
+
+
+def test_answers_do_not_depend_on_what_was_reused(data_dir):
+    """Guards against reused KV that is almost right: the same greedy text computed, resumed and in tiny tiers."""
+    questions = [STORY * 10 + "Continue.", "And then?", "Who was he?"]
+
+    def talk(restart, name, **limits):
+        texts = []
+        runtime = Runtime(data_dir=data_dir, temperature=0, max_tokens=12, **limits)
+        for question in questions:
+            if restart:
+                runtime.close()
+                runtime = Runtime(data_dir=data_dir, temperature=0, max_tokens=12, **limits)
+            texts.append(runtime.conversation(name).send(question).text)
+        runtime.close()
+        return texts
+
+    plain = talk(False, "a")
+    assert talk(True, "b") == plain
+    assert talk(False, "c", device_budget="4MiB", host_budget="4MiB") == plain
+
+
+def test_an_edit_reuses_what_comes_before_it(data_dir):
+    """Guards edits: everything up to the edited turn stays in the cache, at most one leaf is lost."""
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=8) as runtime:
+        chat = runtime.conversation("a")
+        chat.send(STORY * 10)
+        before = chat.num_tokens()
+        chat.send("What colour were the sails?")
+        result = chat.edit(1, "Which flag was it?")
+    assert before - result.usage.reused_tokens < LEAF
+    assert result.usage.reused_tokens <= result.usage.prompt_tokens - 1
+
+
+def test_cancel_in_prefill_keeps_what_was_computed(data_dir):
+    """Guards cancel in a long prefill: it ends within a block, and the blocks done are not done again."""
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=4) as runtime:
+        chat = runtime.conversation("a")
+        token = CancelToken()
+        done_at_cancel = 0
+        for event in (stream := chat.stream(STORY * 150, cancel=token)):
+            if isinstance(event, PrefillProgress) and 0 < event.done < event.total:
+                done_at_cancel = done_at_cancel or event.done
+                token.cancel()
+        assert stream is not None
+        turn = chat.history()[0]
+        assert (turn.state, turn.answer) == ("stopped", "")
+        again = chat.regenerate()
+        assert 0 < done_at_cancel < again.usage.prompt_tokens
+        assert again.usage.reused_tokens >= done_at_cancel - LEAF
+
+
+def test_a_killed_process_loses_nothing_acknowledged(edgekv):
+    """Guards kill -9 in mid-answer: the earlier turns are reused and the conversation goes on."""
+    first = answer(edgekv("run", STORY * 20, "-c", "a", "--json", "--max-tokens", "8"))
+    process = edgekv("run", "Tell me everything.", "-c", "a", "--max-tokens", "400", start=True)
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    after = answer(edgekv("run", "Go on.", "-c", "a", "--json", "--max-tokens", "8"))
+    assert after["usage"]["reused_tokens"] >= first["usage"]["prompt_tokens"] - LEAF
+
+
+def test_the_window_is_never_cut_in_silence(data_dir):
+    """Guards ContextOverflow: refused before anything is computed or kept, and stopping tokens say so."""
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=4) as runtime:
+        chat = runtime.conversation("a")
+        with pytest.raises(ContextOverflow, match="8192"):
+            chat.send(STORY * 600)
+        assert chat.history() == []
+        with pytest.raises(Cancelled):
+            chat.send("hi", timeout=1e-6)
+        assert chat.send("hi").finish_reason in ("stop", "length")
