@@ -1,0 +1,95 @@
+"""Work that has to happen in a process of its own: a conversation stored by another process, clean memory figures.
+
+Parent and child speak JSON: a task on stdin, one answer on stdout. `python -m edgekv.bench.child` is the child.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgekv.errors import EdgeKVError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekv.config import Config
+
+
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    """What to do: `load` the model, `store` ids in a fresh store, or `steps` after ids under the limits.
+
+    `steps` writes float32 logits `[len(forced), vocab]` to the file `logits`.
+    """
+
+    kind: str
+    options: dict[str, Any]
+    model: str
+    store: str = ""
+    ids: list[int] = []
+    forced: list[int] = []
+    logits: str = ""
+
+
+class Answer(msgspec.Struct, forbid_unknown_fields=True):
+    """What the child found; bytes, zero where unused. `error` is the line to show when it failed."""
+
+    error: str = ""
+    reused_tokens: int = 0
+    device_peak_bytes: int = 0
+    host_peak_bytes: int = 0
+    disk_peak_bytes: int = 0
+    process_peak_bytes: int = 0
+    load_peak_bytes: int = 0
+    weights_bytes: int = 0
+
+
+def run_child(kind: str, config: Config, model: Path, **fields: Any) -> Answer:
+    """Run a task and wait for it. Raises EdgeKVError with the child's own message when it failed."""
+    task = Task(kind=kind, options=_options(config), model=str(model), **fields)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKV_")}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(  # our own interpreter and module
+        [sys.executable, "-m", "edgekv.bench.child"],
+        input=msgspec.json.encode(task),
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=False,
+    )
+    try:
+        answer = msgspec.json.decode(done.stdout, type=Answer)
+    except msgspec.DecodeError as error:
+        raise EdgeKVError(
+            f"the measuring process ended with code {done.returncode}: see its lines above"
+        ) from error
+    if answer.error:
+        raise EdgeKVError(answer.error)
+    return answer
+
+
+def _options(config: Config) -> dict[str, Any]:
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values["data_dir"] = str(config.data_dir)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def main() -> None:
+    """Read a task, answer it."""
+    from edgekv.bench import child_tasks  # noqa: PLC0415  # torch: only the child needs it
+
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    try:
+        answer = child_tasks.run(task)
+    except EdgeKVError as error:
+        answer = Answer(error=str(error))
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

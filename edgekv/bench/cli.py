@@ -1,0 +1,178 @@
+"""`edgekv bench ...`: arguments to a measurement, its rows to a table or one JSON object. No measuring here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekv import __version__
+from edgekv.bench import decode as decoding
+from edgekv.bench import fidelity as faithful
+from edgekv.bench import prefill as prefilling
+from edgekv.bench import resume as resuming
+from edgekv.bench import tiers as tiering
+from edgekv.bench import writes as writing
+from edgekv.bench.machine import measure_machine
+from edgekv.bench.peer import PEER, check_peer
+from edgekv.bench.report import Report
+from edgekv.bench.setting import Setting
+from edgekv.bench.text import has_bindings
+from edgekv.cli.options import Given, with_options
+from edgekv.cli.output import write_json
+from edgekv.engine.machine import choose_device
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgekv.bench.report import Row
+    from edgekv.config import Config
+
+app = typer.Typer(
+    name="bench",
+    help="Measure edgekv on this machine, and a peer beside it in the same run.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
+Peer = Annotated[str | None, typer.Option(metavar=PEER, help=f"Run this program too, in turn: {PEER}.")]
+Contexts = Annotated[list[int] | None, typer.Option(min=2, metavar="N", help="Tokens; may be repeated.")]
+Context = Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of the conversation.")]
+Runs = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each program; medians are shown.")]
+TextPath = Annotated[
+    Path | None, typer.Option("--text", metavar="PATH", help="Text to use. Default: a novel.")
+]
+
+
+@app.command()
+@with_options
+def prefill(
+    given: Given,
+    *,
+    peer: Peer = None,
+    context: Contexts = None,
+    runs: Runs = 5,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """How fast a cold context is computed. Default contexts: 2048 and 7936 tokens."""
+    setting, machine = _begin(given, text, peer)
+    rows = prefilling.measure(setting, context or prefilling.CONTEXTS, runs)
+    _print("prefill", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def decode(
+    given: Given,
+    *,
+    peer: Peer = None,
+    context: Contexts = None,
+    runs: Runs = 5,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """How fast tokens follow each other. Default contexts: 512, 2048 and 7936 tokens."""
+    setting, machine = _begin(given, text, peer)
+    rows = decoding.measure(setting, context or decoding.CONTEXTS, runs, machine)
+    _print("decode", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def resume(
+    given: Given,
+    *,
+    peer: Peer = None,
+    context: Contexts = None,
+    runs: Runs = 5,
+    cold_runs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs from nothing.")
+    ] = resuming.COLD_RUNS,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """How soon a stored conversation answers after a restart. Default context: 7936 tokens."""
+    setting, machine = _begin(given, text, peer)
+    rows = []
+    for tokens in context or [resuming.CONTEXT]:
+        rows += resuming.measure(setting, tokens, runs, cold_runs, machine)
+    _print("resume", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def tiers(
+    given: Given,
+    *,
+    context: Context = tiering.CONTEXT,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to compare.")] = tiering.STEPS,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Whether small limits change answers, and are kept. Default: --device-budget 8MiB --host-budget 32MiB."""
+    small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES}
+    chosen = {name: value for name, value in given.options.items() if name in small}
+    config = given.config()
+    limits = config.replace({**small, **chosen})
+    setting, machine = _begin(given, text, None)
+    rows = tiering.measure(setting, limits, context, steps)
+    _print("tiers", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def writes(
+    given: Given,
+    *,
+    turns: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Turns of 64 to 100 tokens.")
+    ] = writing.TURNS,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """How many bytes reach the disk for each byte that has to."""
+    setting, machine = _begin(given, text, None)
+    _print("writes", setting, machine, writing.measure(setting, turns), as_json=as_json)
+
+
+@app.command()
+@with_options
+def fidelity(
+    given: Given,
+    *,
+    peer: Peer = None,
+    positions: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Tokens to compare.")
+    ] = faithful.POSITIONS,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """How close our distributions are to llama.cpp's (if it is there) and to an fp32 reference's."""
+    default = PEER if has_bindings() else None
+    setting, machine = _begin(given, text, default if peer is None else peer)
+    _print("fidelity", setting, machine, faithful.measure(setting, positions), as_json=as_json)
+
+
+def _begin(given: Given, text: Path | None, peer: str | None) -> tuple[Setting, Mapping[str, object]]:
+    """Options, and the machine's limits before anything else runs. Errors of options come first."""
+    config: Config = given.config()
+    setting = Setting(config, text, check_peer(peer))
+    device = choose_device(config.device)
+    _ = setting.model_path  # a missing model is told before the seconds of measuring
+    return setting, measure_machine(config.data_dir, device)
+
+
+def _print(
+    command: str, setting: Setting, machine: Mapping[str, object], rows: Sequence[Row], *, as_json: bool
+) -> None:
+    report = Report(f"bench {command}", __version__, {**machine, **setting.machine_notes()}, rows)
+    if as_json:
+        write_json(report.as_object())
+    else:
+        sys.stdout.write(report.as_table() + "\n")

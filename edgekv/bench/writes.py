@@ -1,0 +1,53 @@
+"""`bench writes`: bytes that reach the disk for the bytes that had to, over a conversation of many turns.
+
+Write amplification here divides by the bytes of the new leaves alone: keys, checksums and token ids (their
+index) count as overhead, so that the figure is an upper bound of the one defined with the index below the line.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekv.bench.inside import store_of
+from edgekv.bench.setting import generate
+from edgekv.cache.leaf import LEAF_TOKENS
+
+if TYPE_CHECKING:
+    from edgekv.bench.report import Row
+    from edgekv.bench.setting import Setting
+
+TURNS = 50
+TURN_TOKENS = (64, 100)
+
+
+def turn_lengths(turns: int) -> list[int]:
+    """New tokens of each turn: between 64 and 100, most not a multiple of 16, the same in every run."""
+    shortest, longest = TURN_TOKENS
+    return [shortest + (turn * 17) % (longest - shortest + 1) for turn in range(turns)]
+
+
+def measure(setting: Setting, turns: int) -> list[Row]:
+    """One durable conversation, each turn one request, the store closed at the end."""
+    lengths = turn_lengths(turns)
+    total = sum(lengths)
+    setting.check_room(total + 1)
+    ids = setting.text.take(total)
+    with setting.scratch() as folder:
+        with setting.engine(setting.roomy(total + 1), folder / "store") as engine:
+            store, stop = store_of(engine), 0
+            for length in lengths:
+                stop += length
+                generate(engine, ids[:stop], durable=True)
+        stats = store.stats()  # after close: footers are written
+        in_files = sum(path.stat().st_size for path in (folder / "store").glob("seg-*.kv"))
+    labels, leaves = setting.labels(total), stats.appended_leaf_bytes
+    assert leaves == total // LEAF_TOKENS * setting.shape.column_bytes, "every full leaf was written once"
+    written = stats.segment_bytes_written
+    return [
+        labels.row("write_amplification", "written/leaves", ours=written / leaves, ratio=leaves / written),
+        labels.row("segment_bytes_written", "bytes", ours=written),
+        labels.row("segment_file_bytes", "bytes", ours=in_files),
+        labels.row("leaf_bytes", "bytes", ours=leaves),
+        labels.row("sqlite_index_bytes_per_turn", "bytes", ours=stats.index_bytes_written / turns),
+        labels.row("turns", "turns", ours=turns),
+    ]
