@@ -21,3 +21,21 @@ def isolated_options(monkeypatch, tmp_path_factory):
 def data_dir(tmp_path) -> Path:
     """An empty data directory."""
     return tmp_path / "data"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Long campaigns run when asked for by marker, GPU tests where there is a GPU."""
+    if not config.option.markexpr:
+        for item in items:
+            for marker in {"slow", "stress"} & set(item.keywords):
+                item.add_marker(pytest.mark.skip(reason=f"long: pytest -m {marker}"))
+    wants_gpu = [item for item in items if "gpu" in item.keywords]
+    if wants_gpu and not _has_gpu():
+        for item in wants_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_gpu():
+    import torch  # a second, paid only where a test may need it
+
+    return torch.cuda.is_available()

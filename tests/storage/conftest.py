@@ -14,12 +14,3 @@ if TYPE_CHECKING:
 def data_dir(tmp_path: Path) -> Path:
     """Where a store will be made."""
     return tmp_path / "data"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long campaigns run when asked for: `pytest -m stress`."""
-    if config.option.markexpr:
-        return
-    for item in items:
-        if "stress" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="long: pytest -m stress"))
