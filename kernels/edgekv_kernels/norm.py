@@ -17,15 +17,15 @@ def rms_norm(
 ) -> torch.Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 
-    x: float32 [..., C] contiguous; weight: float32 [C]. Returns `out` (may be x itself) or a new tensor of
+    x: float32 [..., C] (copied first unless contiguous); weight: float32 [C]. Returns `out` (may be x itself) or a new tensor of
     `out_dtype` (float32 or bfloat16) and x's shape. Per-head norms pass [T, H, D].
     """
+    x = x.contiguous()
     if out is None:
         out = torch.empty_like(x, dtype=out_dtype)
     form = dispatch.form_of(x)
     if form == "native":
         cols = x.shape[-1]
-        assert x.is_contiguous()
         assert weight.shape == (cols,)
         assert out.is_contiguous()
         dispatch.native.rms_norm(

@@ -18,6 +18,14 @@ def test_rms_norm(form, worst, shape):
     assert worst(half, expected) < 8e-3  # Triton's interpreter cuts instead of rounding
 
 
+def test_rms_norm_of_a_slice(form):
+    """Norms per head are given slices of fused q, k, v rows, which are not contiguous."""
+    torch.manual_seed(0)
+    fused, weight = torch.randn(5, 100), torch.randn(16)
+    heads = fused[:, 10:74].unflatten(1, (4, 16))
+    assert torch.equal(rms_norm(heads, weight, 1e-5), rms_norm(heads.clone(), weight, 1e-5))
+
+
 def test_rms_norm_in_place(form):
     """`out` may be the input: a kernel that wrote before its sum was complete would differ."""
     torch.manual_seed(0)
