@@ -17,8 +17,8 @@ def rms_norm(
 ) -> torch.Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
 
-    x: float32 [..., C] (copied first unless contiguous); weight: float32 [C]. Returns `out` (may be x itself) or a new tensor of
-    `out_dtype` (float32 or bfloat16) and x's shape. Per-head norms pass [T, H, D].
+    x: float32 [..., C] (copied first unless contiguous; per-head norms pass [T, H, D]); weight: float32 [C].
+    Returns `out` (may be x itself) or a new tensor of `out_dtype` (float32 or bfloat16) and x's shape.
     """
     x = x.contiguous()
     if out is None:
