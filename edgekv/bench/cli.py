@@ -22,13 +22,13 @@ from edgekv.bench.setting import Setting
 from edgekv.bench.text import has_bindings
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import write_json
+from edgekv.config import Config
 from edgekv.engine.machine import choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekv.bench.report import Row
-    from edgekv.config import Config
 
 app = typer.Typer(
     name="bench",
@@ -116,10 +116,7 @@ def tiers(
     as_json: AsJson = False,
 ) -> None:
     """Whether small limits change answers, and are kept. Default: --device-budget 8MiB --host-budget 32MiB."""
-    small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES}
-    chosen = {name: value for name, value in given.options.items() if name in small}
-    config = given.config()
-    limits = config.replace({**small, **chosen})
+    limits = _small_limits(given)
     setting, machine = _begin(given, text, None)
     rows = tiering.measure(setting, limits, context, steps)
     _print("tiers", setting, machine, rows, as_json=as_json)
@@ -159,12 +156,24 @@ def fidelity(
     _print("fidelity", setting, machine, faithful.measure(setting, positions), as_json=as_json)
 
 
+def _small_limits(given: Given) -> Config:
+    """This command's own limits, but for those that an option, the environment or the TOML file set."""
+    config, default = given.config(), Config()
+    small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES}
+    unset = {
+        name: value
+        for name, value in small.items()
+        if name not in given.options and getattr(config, name) == getattr(default, name)
+    }
+    return config.replace(unset)
+
+
 def _begin(given: Given, text: Path | None, peer: str | None) -> tuple[Setting, Mapping[str, object]]:
     """Options, and the machine's limits before anything else runs. Errors of options come first."""
-    config: Config = given.config()
+    config = given.config()
     setting = Setting(config, text, check_peer(peer))
     device = choose_device(config.device)
-    _ = setting.model_path  # a missing model is told before the seconds of measuring
+    _ = setting.text  # a missing model or text is told before the seconds of measuring
     return setting, measure_machine(config.data_dir, device)
 
 

@@ -22,9 +22,9 @@ _WARM_UP = 512
 
 def measure(setting: Setting, contexts: Sequence[int], runs: int) -> list[Row]:
     """Tokens per second, and seconds, for each context; everything fits in the device pool."""
+    setting.check_room(max(contexts) + 1)
     rows = []
     for context in contexts:
-        setting.check_room(context + 1)
         ids = setting.text.take(context)
         with setting.engine(setting.roomy(context + 1)) as engine, setting.peer(context + 1) as peer:
             ours_once(engine, ids[:_WARM_UP])
