@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import edgekv_kernels as kernels
+from edgekv.models.linear import FEW_ROWS
 
 if TYPE_CHECKING:
     from edgekv.models.config import ModelConfig
@@ -54,14 +55,15 @@ class Decoder:
         """Hidden states `[T, hidden]` float32 of `token_ids` int64 `[T]` at `positions` int64 `[T]`."""
         hidden = self.embedding.rows(token_ids)
         cos, sin = self.rope.rows(positions)
+        dtype = torch.float32 if len(token_ids) <= FEW_ROWS else torch.bfloat16  # what the matrices take
         for index, layer in enumerate(self.layers):
-            x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps)
+            x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps, dtype)
             q, k, v = self._heads(layer, layer.qkv(x).float())
             kernels.rope_(q, cos, sin, self.rope.style)
             kernels.rope_(k, cos, sin, self.rope.style)
-            hidden += layer.attn_out(attend(index, q, k, v).flatten(1))
-            x = kernels.rms_norm(hidden, layer.ffn_norm, self.config.rms_eps)
-            hidden += layer.down(kernels.swiglu(layer.gate_up(x)))
+            layer.attn_out.add_to(hidden, attend(index, q, k, v).flatten(1))
+            x = kernels.rms_norm(hidden, layer.ffn_norm, self.config.rms_eps, dtype)
+            layer.down.add_to(hidden, kernels.swiglu(layer.gate_up(x), dtype))
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class Decoder:
         """Split `[T, (Hq + 2 Hkv) * D]` into q, k, v `[T, H, D]`, normalised per head where the model does."""
         c = self.config
         sizes = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-        q, k, v = (part.unflatten(1, (-1, c.head_dim)).contiguous() for part in qkv.split(sizes, dim=1))
+        q, k, v = (part.unflatten(1, (-1, c.head_dim)) for part in qkv.split(sizes, dim=1))
         if layer.q_norm is not None and layer.k_norm is not None:
             q = kernels.rms_norm(q, layer.q_norm, c.rms_eps)
             k = kernels.rms_norm(k, layer.k_norm, c.rms_eps)

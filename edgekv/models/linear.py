@@ -73,6 +73,13 @@ class Linear:
         y = functional.linear(x.to(torch.bfloat16), self._many())
         return y if self.bias is None else y.float().add_(self.bias)
 
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """`total [T, N]` float32 += this matrix's output for `x`: the residual stream, without a copy."""
+        if len(x) <= FEW_ROWS and self.bias is None:
+            self._few(x.float(), total)
+        else:
+            total += self(x)
+
     def precise(self, x: Tensor) -> Tensor:
         """`x [T, K]` float32 -> `[T, N]` float32, however many rows: logits bear no 16-bit rounding."""
         parts = [self._few(part.contiguous()) for part in x.split(FEW_ROWS)]
@@ -87,12 +94,14 @@ class Linear:
             return kernels.take_rows8(self.weight, token_ids)
         return self.weight[token_ids].float()
 
-    def _few(self, x: Tensor) -> Tensor:
+    def _few(self, x: Tensor, total: Tensor | None = None) -> Tensor:
+        """The product in float32, added to `total` where it is given."""
+        add = total is not None
         if isinstance(self.weight, Packed4):
-            return kernels.matmul4(x, self.weight)
+            return kernels.matmul4(x, self.weight, total, add)
         if isinstance(self.weight, Packed8):
-            return kernels.matmul8(x, self.weight)
-        return kernels.matmul16(x, self.weight)
+            return kernels.matmul8(x, self.weight, total, add)
+        return kernels.matmul16(x, self.weight, total, add)
 
     def _many(self) -> Tensor:
         if self._wide is not None:

@@ -1,0 +1,51 @@
+"""The real model: what privacy leaves on disk, and whether the arithmetic is right."""
+
+import json
+import subprocess
+import sys
+
+from edgekv import Runtime
+
+
+def test_private_conversation_leaves_no_bytes(data_dir):
+    """Guards `private`: no file holds the words or any KV; a kept conversation beside it does leave both."""
+    word = "Quetzalcoatlus"
+    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4) as runtime:
+        runtime.conversation("secret", private=True).send(f"Remember {word}. " * 20)
+        runtime.conversation("kept").send("Remember Lisbon. " * 20)
+    files = [path for path in data_dir.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".kv"]) == 1
+    assert not any(word.encode() in path.read_bytes() for path in files)
+    assert any(b"Lisbon" in path.read_bytes() for path in files)
+
+
+def test_forget_leaves_no_bytes(data_dir):
+    """Guards forget: neither the words nor the KV of the conversation are in any file afterwards."""
+    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4) as runtime:
+        runtime.conversation("old").send("Remember Quetzalcoatlus. " * 20)
+        runtime.forget("old")
+    files = [path for path in data_dir.rglob("*") if path.is_file()]
+    assert not any(b"Quetzalcoatlus" in path.read_bytes() for path in files)
+    assert [path for path in files if path.suffix == ".kv"] == []
+
+
+def test_fidelity(data_dir):
+    """Guards the arithmetic on real weights and text: a small KL to llama.cpp on the same file, and nearly always
+    the token that exact fp32 arithmetic would choose. (2,000 positions: `edgekv bench fidelity`.)"""
+    options = [
+        "--context",
+        "400",
+        "--peer",
+        "llama.cpp",
+        "--threads",
+        "2",
+        "--data-dir",
+        str(data_dir),
+        "--json",
+    ]
+    command = [sys.executable, "-m", "edgekv", "bench", "fidelity", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = {row["metric"]: row["ours"] for row in json.loads(done.stdout)["rows"]}
+    assert ours["kl_nats"] <= 0.01
+    assert ours["top1_agreement_reference"] >= 0.985
