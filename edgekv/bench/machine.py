@@ -13,17 +13,22 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from edgekv.engine.machine import num_cores
 
-MEMORY_BYTES = 512 << 20  # several times any cache
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MEMORY_BYTES = 512 << 20  # more than the caches hold
 DISK_BYTES = 256 << 20
 READ_BYTES = 256 << 10
 READ_DEPTH = 16
-_REPEATS = 3
+_REPEATS = 5  # the median counts: on a shared machine a single pass may be too slow or too fast
 
 
 def measure_machine(data_dir: Path, device: torch.device) -> dict[str, object]:
@@ -45,7 +50,7 @@ def measure_machine(data_dir: Path, device: torch.device) -> dict[str, object]:
 
 
 def memory_read_rate(num_threads: int | None = None) -> float:
-    """Bytes per second that all cores together can read from memory: the best of a few passes."""
+    """Bytes per second that all cores together can read from memory."""
     threads = num_threads or num_cores()
     parts = np.array_split(np.ones(MEMORY_BYTES // 8, np.int64), threads)
 
@@ -53,8 +58,8 @@ def memory_read_rate(num_threads: int | None = None) -> float:
         return int(np.bitwise_or.reduce(part))  # releases the GIL, one vector instruction a line
 
     with ThreadPoolExecutor(threads) as pool:
-        seconds = [_seconds(lambda: list(pool.map(read, parts))) for _ in range(_REPEATS + 1)]
-    return MEMORY_BYTES / min(seconds)
+        seconds = [_seconds(lambda: list(pool.map(read, parts))) for _ in range(_REPEATS)]
+    return MEMORY_BYTES / median(seconds)
 
 
 def disk_read_rate(folder: Path) -> float | None:
@@ -88,14 +93,14 @@ def _direct_read_rate(path: str) -> float:
 
         with ThreadPoolExecutor(READ_DEPTH) as pool:
             seconds = [_seconds(lambda: list(pool.map(read, range(READ_DEPTH)))) for _ in range(_REPEATS)]
-        return len(offsets) * READ_BYTES / min(seconds)
+        return len(offsets) * READ_BYTES / median(seconds)
     finally:
         os.close(fd)
 
 
 def _device_read_rate(device: torch.device) -> float:
     data = torch.ones(1 << 28, dtype=torch.float32, device=device)
-    return data.nbytes / min(_seconds(lambda: data.sum().item()) for _ in range(_REPEATS + 1))
+    return data.nbytes / median(_seconds(lambda: data.sum().item()) for _ in range(_REPEATS))
 
 
 def _upload_rate(device: torch.device) -> float:
@@ -106,11 +111,10 @@ def _upload_rate(device: torch.device) -> float:
         target.copy_(source, non_blocking=True)
         torch.cuda.synchronize(device)
 
-    return source.nbytes / min(_seconds(copy) for _ in range(_REPEATS + 1))
+    return source.nbytes / median(_seconds(copy) for _ in range(_REPEATS))
 
 
-def _seconds(call: object) -> float:
-    assert callable(call)
+def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

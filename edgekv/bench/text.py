@@ -81,7 +81,7 @@ def has_bindings() -> bool:
 
 def _read(path: Path | None) -> str:
     if path is None:
-        return files("edgekv.bench").joinpath("texts", f"{BUNDLED}.txt").read_text("utf-8")
+        return files("edgekv.bench").joinpath(f"{BUNDLED}.txt").read_text("utf-8")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@ import pytest
 
 from edgekv.bench.child import run_child
 from edgekv.bench.peer import check_peer
+from edgekv.bench.text import load_text
 from edgekv.config import Config
 from edgekv.errors import ConfigError, EdgeKVError
 
@@ -54,3 +55,13 @@ def test_only_known_peers(tiny_model):
     assert not check_peer(None)
     with pytest.raises(ConfigError):
         check_peer("llama-cpp")
+
+
+def test_the_bundled_text_is_long_enough_for_every_default(tiny_model):
+    """An excerpt that the wheel left out, or one cut too short, is noticed only by users."""
+    text = load_text(tiny_model)
+    assert text.name == "war_and_peace"
+    assert len(text.take(8000)) == 8000
+    assert len({tuple(turn[:16]) for turn in text.turns}) == len(text.turns), (
+        "no run may reuse another's turn"
+    )
