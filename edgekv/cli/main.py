@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 
 LOG_NAME = "edgekv.log"
 LARGEST_LOG_BYTES = 1 << 20
+SPIN_COUNT = "3000"
+"""How long a thread of a parallel loop spins for the next one, before it sleeps (read when torch is loaded).
+The default is a hundred times longer: alone it is no faster, and beside another busy program each token waits
+for the scheduler many times over (docs/measurements.md)."""
 
 
 def main() -> NoReturn:
     """The `edgekv` program."""
     install()
+    if sys.argv[1:2] != ["bench"]:  # a benchmark leaves both programs the library's own setting
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         _never_fail_on_characters(stream)
     code = _run(sys.argv[1:])

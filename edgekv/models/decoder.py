@@ -58,7 +58,7 @@ class Decoder:
         dtype = torch.float32 if len(token_ids) <= FEW_ROWS else torch.bfloat16  # what the matrices take
         for index, layer in enumerate(self.layers):
             x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps, dtype)
-            q, k, v = self._heads(layer, layer.qkv(x).float())
+            q, k, v = self._heads(layer, layer.qkv(x))
             kernels.rope_(q, cos, sin, self.rope.style)
             kernels.rope_(k, cos, sin, self.rope.style)
             layer.attn_out.add_to(hidden, attend(index, q, k, v).flatten(1))

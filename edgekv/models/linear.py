@@ -1,7 +1,7 @@
 """One matrix of the model, in the form each phase reads fastest.
 
-Decode multiplies a few rows straight from the packed weights. Prefill multiplies hundreds in bf16: from a
-16-bit copy kept beside the packed one (`fast`), or from a scratch matrix that every Linear of the model
+Decode multiplies a few rows straight from the packed weights. Prefill multiplies hundreds with bf16 factors:
+from a 16-bit copy kept beside the packed one (`fast`), or from scratch memory that every Linear of the model
 shares and refills block by block (`compact`).
 """
 
@@ -11,32 +11,33 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 import edgekv_kernels as kernels
-from edgekv_kernels import Packed4, Packed8
+from edgekv_kernels import Packed4, Packed8, Wide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekv.models.packing import Packed
 
-FEW_ROWS = 16  # up to here reading packed weights, in float32, costs no more than a 16-bit product
+FEW_ROWS = 8  # up to here products from packed weights, all in float32, cost little more than 16-bit ones
 
 
 class Scratch:
-    """The one bf16 buffer that compact weights are unpacked into."""
+    """The bf16 buffers that compact weights are unpacked and arranged in; one pair for the whole model."""
 
     def __init__(self, device: torch.device) -> None:
-        self._buffer = torch.empty(0, dtype=torch.bfloat16, device=device)
+        self.device = device
+        self._buffers = [torch.empty(0, dtype=torch.bfloat16, device=device) for _ in range(2)]
 
-    def matrix(self, num_rows: int, num_columns: int) -> Tensor:
-        """An uninitialised bf16 `[num_rows, num_columns]`; the last one handed out is overwritten."""
-        if self._buffer.numel() < num_rows * num_columns:
-            self._buffer = torch.empty(
-                num_rows * num_columns, dtype=torch.bfloat16, device=self._buffer.device
-            )
-        return self._buffer[: num_rows * num_columns].view(num_rows, num_columns)
+    def wide(self, weight: Packed) -> Wide:
+        """`weight` as prefill takes it; the one handed out before is overwritten."""
+        num_rows, num_columns = weight_shape(weight)
+        size = num_rows * num_columns
+        if self._buffers[0].numel() < size:
+            self._buffers = [torch.empty(size, dtype=torch.bfloat16, device=self.device) for _ in range(2)]
+        unpacked, arranged = self._buffers
+        return _widened(weight, unpacked[:size].view(num_rows, num_columns), arranged)
 
 
 class Linear:
@@ -46,12 +47,10 @@ class Linear:
         self.weight = weight
         self.bias = bias
         self._scratch = scratch
-        self._wide: Tensor | None = None
-        if isinstance(weight, Tensor):
-            self._wide = weight
-        elif keep_wide:
-            self._wide = torch.empty(self.shape, dtype=torch.bfloat16, device=scratch.matrix(0, 0).device)
-            _unpack(weight, self._wide)
+        self._wide: Wide | None = None
+        if keep_wide:
+            unpacked = torch.empty(self.shape, dtype=torch.bfloat16, device=scratch.device)
+            self._wide = _widened(weight, unpacked, None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,24 +60,22 @@ class Linear:
     @property
     def num_bytes(self) -> int:
         """Bytes this matrix holds in memory."""
-        return weight_bytes(self.weight) + (
-            0 if self._wide is None or self._wide is self.weight else self._wide.nbytes
-        )
+        kept = self._wide is not None and self._wide.data is not self.weight
+        return weight_bytes(self.weight) + (2 * self.shape[0] * self.shape[1] if kept else 0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`x [T, K]` float32 or bf16 -> `[T, N]`: float32 for few rows, bf16 for many."""
-        if len(x) <= FEW_ROWS:
-            y = self._few(x.float())
-            return y if self.bias is None else y.add_(self.bias)
-        y = functional.linear(x.to(torch.bfloat16), self._many())
-        return y if self.bias is None else y.float().add_(self.bias)
+        """`x [T, K]` float32 or bf16 -> `[T, N]` float32; for many rows the factors are rounded to bf16."""
+        y = self._few(x.float()) if len(x) <= FEW_ROWS else kernels.matmul_wide(x, self._many())
+        return y if self.bias is None else y.add_(self.bias)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """`total [T, N]` float32 += this matrix's output for `x`: the residual stream, without a copy."""
-        if len(x) <= FEW_ROWS and self.bias is None:
+        if len(x) <= FEW_ROWS:
             self._few(x.float(), total)
         else:
-            total += self(x)
+            kernels.matmul_wide(x, self._many(), total, accumulate=True)
+        if self.bias is not None:
+            total += self.bias
 
     def precise(self, x: Tensor) -> Tensor:
         """`x [T, K]` float32 -> `[T, N]` float32, however many rows: logits bear no 16-bit rounding."""
@@ -103,13 +100,8 @@ class Linear:
             return kernels.matmul8(x, self.weight, total, add)
         return kernels.matmul16(x, self.weight, total, add)
 
-    def _many(self) -> Tensor:
-        if self._wide is not None:
-            return self._wide
-        assert not isinstance(self.weight, Tensor)
-        out = self._scratch.matrix(*self.shape)
-        _unpack(self.weight, out)
-        return out
+    def _many(self) -> Wide:
+        return self._scratch.wide(self.weight) if self._wide is None else self._wide
 
 
 class Stack:
@@ -166,11 +158,15 @@ def _same(weights: Sequence[Packed]) -> bool:
     return len({_code(w) for w in weights}) == 1
 
 
-def _unpack(weight: Packed4 | Packed8, out: Tensor) -> None:
+def _widened(weight: Packed, unpacked: Tensor, arranged: Tensor | None) -> Wide:
+    """`weight` unpacked into `unpacked` (bf16 weights need not be), arranged in `arranged` or new memory."""
     if isinstance(weight, Packed4):
-        kernels.unpack4(weight, out)
+        kernels.unpack4(weight, unpacked)
+    elif isinstance(weight, Packed8):
+        kernels.unpack8(weight, unpacked)
     else:
-        kernels.unpack8(weight, out)
+        unpacked = weight
+    return kernels.make_wide(unpacked, arranged)
 
 
 def weight_shape(weight: Packed) -> tuple[int, int]:

@@ -16,19 +16,23 @@ from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
 from edgekv_kernels.rope import rope_
 from edgekv_kernels.unpack import unpack4, unpack8
+from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 
 __all__ = [
     "LEAF_TOKENS",
     "Packed4",
     "Packed8",
+    "Wide",
     "append_kv",
     "attend_block",
     "attend_leaves",
     "describe",
     "forced",
+    "make_wide",
     "matmul4",
     "matmul8",
     "matmul16",
+    "matmul_wide",
     "merge",
     "merge_",
     "rms_norm",

@@ -57,6 +57,11 @@ def form_of(x: torch.Tensor) -> Form:
     return _cpu_form
 
 
+def cpu_form() -> Form:
+    """The form that operations on CPU tensors run in."""
+    return _cpu_form
+
+
 def _announce_fallback() -> None:
     """Warn once, with the reason, when CPU work runs on the slow reference form without being asked to."""
     global _announced  # noqa: PLW0603 - once per process

@@ -30,6 +30,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,f16c")
 #include "attend_many.h"
+#include "product.h"
 #pragma GCC pop_options
 #endif
 
@@ -44,7 +45,7 @@
 #include "isa.h"
 
 static const kernels *best = &table_base;
-static int has_bf16 = 0; /* attend_many can run */
+static int has_bf16 = 0; /* attend_many, product and panels can run */
 
 /* Bytes of work under which threads and giving up the GIL cost more than they bring. */
 #define SERIAL_BYTES 65536
@@ -187,6 +188,37 @@ KERNEL(attend_many) { /* attend job (12), causal; bfloat16 products. Callable on
     Py_RETURN_NONE;
 }
 
+KERNEL(panels) { /* w, out, n, k. Callable only where has_bf16() */
+    ARGS(4)
+    const void *w = POINTER(0);
+    void *out = POINTER(1);
+    long n = INTEGER(2), k = INTEGER(3);
+    NO_ERROR;
+#ifdef HAS_X86_ISAS
+    panel_job job = {.w = w, .out = out, .k = k};
+    over_rows(panels_range, &job, n / 16, 1, n * k * 4);
+#else
+    (void)w, (void)out, (void)n, (void)k;
+#endif
+    Py_RETURN_NONE;
+}
+
+KERNEL(product) { /* x, panels, out, m, n, k, accumulate. Callable only where has_bf16() */
+    ARGS(7)
+    const void *x = POINTER(0), *w = POINTER(1);
+    float *out = POINTER(2);
+    long m = INTEGER(3), n = INTEGER(4), k = INTEGER(5);
+    int accumulate = (int)INTEGER(6);
+    NO_ERROR;
+#ifdef HAS_X86_ISAS
+    product_job job = {.x = x, .w = w, .out = out, .m = m, .n = n, .k = k, .accumulate = accumulate};
+    over_rows(product_range, &job, n / 16, 1, n * k * 2 + m * k * 2);
+#else
+    (void)x, (void)w, (void)out, (void)m, (void)n, (void)k, (void)accumulate;
+#endif
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_isa(PyObject *self, PyObject *nothing) {
     (void)self, (void)nothing;
     return PyUnicode_FromFormat("%s%s", best->name, has_bf16 ? " with BF16" : "");
@@ -226,7 +258,7 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
 #define ENTRY(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
     ENTRY(rms_norm), ENTRY(rope), ENTRY(swiglu), ENTRY(merge), ENTRY(matmul), ENTRY(unpack), ENTRY(append_kv),
-    ENTRY(attend), ENTRY(attend_many),
+    ENTRY(attend), ENTRY(attend_many), ENTRY(panels), ENTRY(product),
     {"isa", py_isa, METH_NOARGS, NULL},
     {"has_bf16", py_has_bf16, METH_NOARGS, NULL},
     {"choose", py_choose, METH_O, NULL},
