@@ -209,6 +209,8 @@ def _disk_bandwidth(config: Config) -> Finding:
     fd = os.open(path, flags)
     try:
         size = os.fstat(fd).st_size
+        if size < DISK_READ_BYTES:
+            return Finding("disk_read", "not measured", f"the model file is smaller than 1 MiB: {path}")
         buffer = _aligned_buffer(DISK_READ_BYTES)
         began = time.perf_counter()
         offset = total = 0

@@ -65,6 +65,9 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  the outer edge
         # Typer's own errors come from one copy of click or another; all tell what was typed wrongly.
         told = getattr(error, "format_message", None)
+        if type(error).__name__ == "NoArgsIsHelpError" and not as_json:
+            sys.stderr.write(f"{error}\n")
+            return EXIT_USAGE
         if told is not None:
             _report("UsageError", f"{told()} (edgekv --help)", as_json=as_json)
             return EXIT_USAGE

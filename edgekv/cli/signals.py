@@ -27,7 +27,10 @@ class ReaderGone(BaseException):
 
 
 def install() -> None:
-    """Turn SIGTERM and SIGHUP into Terminated; SIGINT raises KeyboardInterrupt already."""
+    """Turn SIGTERM and SIGHUP into Terminated and SIGINT into KeyboardInterrupt, also where the parent ignored it
+    (scripts start background programs so): whoever sends one means it.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
 

@@ -252,7 +252,9 @@ class Engine:
         """Generate two tokens from nowhere: the first answer shall not pay for starting threads and kernels."""
         self._front.warm_up()
         nowhere = bytes(16)
-        self.generate(Request(nowhere, range(24), durable=False, max_tokens=2), lambda _e: None, lambda: False)
+        self.generate(
+            Request(nowhere, range(24), durable=False, max_tokens=2), lambda _e: None, lambda: False
+        )
         self.release(nowhere, forget=False)
 
     def release(self, sequence_id: bytes, *, forget: bool) -> None:

@@ -204,7 +204,8 @@ class Residency:
     def _demote(self, sequence: Sequence, columns: NDArray[np.intp], active: Sequence) -> None:
         """Take columns off the device, keeping a copy below."""
         self._make_host_room(len(columns) * sequence.directory.num_layers, active)
-        columns = columns[columns < sequence.directory.num_columns]  # it may itself have given way on the host
+        # An idle sequence may itself have given way on the host.
+        columns = columns[columns < sequence.directory.num_columns]
         full = columns[columns < sequence.num_full]
         room = self.mover.host.slots.num_free
         if not self.mover.in_place and not self.stream.is_open:

@@ -41,7 +41,9 @@ def test_files_stay_small():
 def test_documents_name_files_that_exist():
     """Guards the map against drifting from the land: each `path/with.ext` in a document must be there."""
     pattern = re.compile(r"`((?:edgekv|kernels|storage|tui|tests|docs|\.ci)/[\w./]+)`")
-    named = [(document.name, name) for document in DOCUMENTS for name in pattern.findall(document.read_text())]
+    named = [
+        (document.name, name) for document in DOCUMENTS for name in pattern.findall(document.read_text())
+    ]
     missing = [(document, name) for document, name in named if not (ROOT / name).exists()]
     assert missing == []
 

@@ -1,8 +1,9 @@
 """Products of many rows: bf16 factors, float32 results, in whichever order the weights lie."""
 
-import edgekv_kernels as kernels
 import pytest
 import torch
+
+import edgekv_kernels as kernels
 from edgekv_kernels import dispatch
 
 SHAPES = [(960, 576), (16, 2), (48, 32), (80, 34), (30, 31), (576, 1536)]  # the fifth fits no panel
