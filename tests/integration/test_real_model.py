@@ -33,7 +33,7 @@ def test_fidelity(data_dir):
     """Guards the arithmetic on real weights and text: a small KL to llama.cpp on the same file, and nearly always
     the token that exact fp32 arithmetic would choose. (2,000 positions: `edgekv bench fidelity`.)"""
     options = [
-        "--context",
+        "--positions",
         "400",
         "--peer",
         "llama.cpp",
