@@ -98,18 +98,31 @@ class Engine:
                 "begin a new conversation, or edit an earlier turn"
             )
         turn = _Turn(request, emit, is_cancelled, self._sequence(request), context, started)
+        self._residency.activate(turn.sequence)
         disk = self._residency.mover.disk
         if disk is not None:
             disk.notify = turn.note
             disk.is_writable = disk.store.off_reason is None
+            for notice in disk.store.take_notices():
+                turn.note(notice)
         try:
             reason = self._run(turn, min(request.max_tokens, window - len(context)))
         finally:
-            turn.arrivals.settle()
-            self._residency.stream.close()
-            self._residency.shorten(turn.sequence, turn.sequence.num_tokens)  # columns of a pass that failed
+            self._leave(turn)
         self._residency.flush(turn.sequence)
         return self._result(turn, reason)
+
+    def _leave(self, turn: _Turn) -> None:
+        """Whatever ended the turn: nothing stays in flight, staged, half made or unverified."""
+        damage = turn.arrivals.settle()
+        self._residency.stream.close()
+        whole = turn.sequence.num_tokens  # columns of a pass that failed lie beyond
+        if damage is not None:
+            whole = min(whole, damage.first * LEAF_TOKENS)
+            self._damaged_leaves += damage.num_leaves
+            turn.damaged_leaves += damage.num_leaves
+        self._residency.shorten(turn.sequence, whole)
+        self._residency.activate(None)
 
     def _run(self, turn: _Turn, limit: int) -> FinishReason:
         self._reuse(turn, limit)
@@ -145,7 +158,7 @@ class Engine:
         turn.emit(PrefillProgress(turn.num_reused, len(turn.context), turn.num_reused))
         expected = len(turn.context) - sequence.num_tokens + limit
         try:
-            turn.arrivals = self._residency.restore(sequence, expected)
+            self._residency.restore(sequence, expected, turn.arrivals)
         except DamagedColumns as damage:
             self._recover(turn, damage)
 
@@ -182,13 +195,14 @@ class Engine:
 
     def _recover(self, turn: _Turn, damage: DamagedColumns) -> None:
         """Leaves on disk were damaged: forget them and what depends on them; the next passes recompute it."""
-        turn.arrivals.settle()
-        turn.damaged_leaves += damage.num_leaves
-        self._damaged_leaves += damage.num_leaves
-        first = damage.first * LEAF_TOKENS
+        found = [damage, turn.arrivals.settle()]  # damage met while streaming may leave reads in flight
+        num_leaves = sum(d.num_leaves for d in found if d is not None)
+        first = min(d.first for d in found if d is not None) * LEAF_TOKENS
+        turn.damaged_leaves += num_leaves
+        self._damaged_leaves += num_leaves
         turn.num_reused = min(turn.num_reused, first)
         self._residency.shorten(turn.sequence, first)
-        turn.note(f"{damage.num_leaves} stored leaves were damaged; computing again from token {first}")
+        turn.note(f"{num_leaves} stored leaves were damaged; computing again from token {first}")
 
     def _decode(self, turn: _Turn, logits: Tensor, limit: int) -> FinishReason:
         request = turn.request
@@ -213,18 +227,25 @@ class Engine:
                 reason = "cancelled"
                 break
             try:
-                logits = self._next_logits(turn)
+                following = self._next_logits(turn)
             except CapacityError as error:
                 turn.note(str(error))
                 reason = "context"
                 break
+            if following is None:
+                reason = "cancelled"
+                break
+            logits = following
         turn.say(stopper.push(detokenizer.flush()))
         turn.say(stopper.flush())
         return reason
 
-    def _next_logits(self, turn: _Turn) -> Tensor:
+    def _next_logits(self, turn: _Turn) -> Tensor | None:
+        """Logits after the newest token; None if cancelled while damage made it compute many again."""
         hidden = None
         while turn.sequence.num_tokens < len(turn.context):
+            if turn.sequence.num_tokens < len(turn.context) - 1 and turn.is_cancelled():
+                return None
             hidden = self._advance(turn)
         assert hidden is not None
         return self._runner.logits(hidden[-1:])[0]
@@ -251,11 +272,10 @@ class Engine:
     def warm_up(self) -> None:
         """Generate two tokens from nowhere: the first answer shall not pay for starting threads and kernels."""
         self._front.warm_up()
-        nowhere = bytes(16)
-        self.generate(
-            Request(nowhere, range(24), durable=False, max_tokens=2), lambda _e: None, lambda: False
-        )
-        self.release(nowhere, forget=False)
+        nowhere, few = bytes(16), range(min(24, self._front.context_length - 2))
+        if few:
+            self.generate(Request(nowhere, few, durable=False, max_tokens=2), lambda _e: None, lambda: False)
+            self.release(nowhere, forget=False)
 
     def release(self, sequence_id: bytes, *, forget: bool) -> None:
         """Drop a sequence from memory; with `forget`, from disk as well."""
@@ -281,10 +301,15 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Write what is durable and close the store and the tokenizer."""
-        for sequence in list(self._residency.sequences.values()):
-            self._residency.flush(sequence)
-            self._residency.release(sequence)
-        if self._residency.mover.disk is not None:
-            self._residency.mover.disk.store.close()
-        self._front.close()
+        """Write what is durable, close the store and the tokenizer, free the pools."""
+        mover = self._residency.mover
+        try:
+            for sequence in list(self._residency.sequences.values()):
+                self._residency.flush(sequence)
+                self._residency.release(sequence)
+        finally:
+            if mover.disk is not None:
+                mover.disk.store.close()
+            mover.device.close()
+            mover.host.close()
+            self._front.close()

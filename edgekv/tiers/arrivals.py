@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
@@ -55,26 +54,32 @@ class Arrivals:
         """Block until the layer's leaves are there.
 
         Raises:
-            DamagedColumns: some could not be read or verified. The other layers are still in flight.
+            DamagedColumns: some could not be read or verified. Then nothing is in flight any more, and every
+                column below the one it names is whole in all layers.
         """
         reads = self._reads.pop(layer, None)
         if reads is None:
             return
-        damaged = np.concatenate([read.wait() for read in reads])
-        if len(damaged):
-            raise DamagedColumns(int(damaged.min()), len(damaged))
+        damaged = [column for read in reads for column in read.wait()]
+        if damaged:
+            damaged += self._settled()
+            raise DamagedColumns(int(min(damaged)), len(damaged))
 
     def wait_all(self) -> None:
         """`wait` for every layer."""
-        for layer in sorted(self._reads):
-            self.wait(layer)
+        damage = self.settle()
+        if damage is not None:
+            raise damage
 
-    def settle(self) -> None:
-        """Block until nothing is in flight any more, whatever its outcome (before slots are given back)."""
-        for reads in self._reads.values():
-            for read in reads:
-                read.wait()
+    def settle(self) -> DamagedColumns | None:
+        """Block until nothing is in flight any more; what turned out damaged, if anything did."""
+        damaged = self._settled()
+        return DamagedColumns(int(min(damaged)), len(damaged)) if damaged else None
+
+    def _settled(self) -> list[np.intp]:
+        reads = [read for layer in self._reads.values() for read in layer]
         self._reads.clear()
+        return [column for read in reads for column in read.wait()]
 
     @property
     def in_flight(self) -> bool:

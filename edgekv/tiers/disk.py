@@ -53,6 +53,7 @@ class DiskTier:
         self.store = store
         self.shape = shape
         self.is_writable = True
+        self.active_id: bytes | None = None  # whose KV must not give way at the quota
         self.notify: Callable[[str], None] = lambda _message: None
         self._fingerprint = fingerprint
         self._ledger = ledger
@@ -119,7 +120,7 @@ class DiskTier:
         except QuotaExceeded:
             needed = len(keys) * self.shape.column_bytes
             target = int(self.store.stats().quota_bytes * 0.9) - needed
-            evicted = self.store.evict(target, keep=[sequence_id])
+            evicted = self.store.evict(target, keep={sequence_id, self.active_id or sequence_id})
             if not evicted:
                 raise
             self._evicted += evicted

@@ -48,6 +48,10 @@ class MemoryTier:
         self.slots.give(slots)
         self.ledger.release(self.tier, len(slots) * self.shape.leaf_bytes)
 
+    def close(self) -> None:
+        """Free the arena. No slot may be in use or in flight."""
+        self.pool, self.view = self.pool[:0].clone(), None
+
     def leaf_view(self, slot: int, count: int = 1) -> memoryview:
         """The bytes of `count` neighbouring slots (CPU pools only)."""
         assert self.view is not None, "device memory has no host address"

@@ -15,16 +15,17 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.errors import CapacityError
 from edgekv.policies.placement import Candidate, Placement
-from edgekv.tiers.arrivals import Arrivals
 from edgekv.tiers.stream import SegmentStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.mover import Mover
 
 EXTENT_COLUMNS = 16  # 256 tokens: written together while a long turn goes on
+MAX_EXTENT_COLUMNS = 256  # what one record holds at most, after a time without a disk
 MAX_BLOCK_COLUMNS = 32  # 512 tokens: how long a cancel may have to wait in prefill
 MAX_SEGMENT_SLOTS = 512
 
@@ -36,6 +37,8 @@ class Residency:
         self.mover = mover
         self.placement = placement
         self.sequences: dict[bytes, Sequence] = {}
+        self._active: Sequence | None = None
+        self._being_written: set[bytes] = set()
         num_slots = mover.device.slots.num_slots
         num_layers = mover.device.shape.num_layers
         segment = num_slots // 6 if mover.in_place else min(num_slots // 6, mover.host.slots.num_slots // 4)
@@ -44,18 +47,27 @@ class Residency:
         self.block_columns = max(1, min(MAX_BLOCK_COLUMNS, spare - 1))
         assert num_slots >= smallest_device_slots(num_layers)
 
-    def restore(self, sequence: Sequence, num_expected: int) -> Arrivals:
+    def activate(self, sequence: Sequence | None) -> None:
+        """From now on this is the sequence that must not give way (None: all are idle)."""
+        self._active = sequence
+        if self.mover.disk is not None:
+            self.mover.disk.active_id = None if sequence is None else sequence.id
+
+    def restore(self, sequence: Sequence, num_expected: int, arrivals: Arrivals) -> None:
         """Start bringing absent columns up: all to the device if they and the `num_expected` tokens to come
         fit there, else as many as fit beside the staging segments, then to the host; the rest is streamed.
+
+        Raises:
+            DamagedColumns: (on a GPU) leaves on disk could not be read or verified; nothing is in flight then.
         """
-        directory, arrivals = sequence.directory, Arrivals()
+        directory = sequence.directory
         absent = directory.off_device()
         if self.mover.in_place:  # what lies on the host is attended there
             absent = absent[directory.host[0, absent] == ABSENT]
         if len(absent) == 0:
-            return arrivals
+            return
         growth = num_columns(num_expected) + 1
-        self._make_room((len(absent) + growth) * directory.num_layers, sequence, only_idle=True)
+        self._make_room((len(absent) + growth) * directory.num_layers, only_idle=True)
         room = self.mover.device.slots.num_free // directory.num_layers - growth
         if room < len(absent):
             staging = -(-2 * self.stream.segment_slots // directory.num_layers)
@@ -65,20 +77,18 @@ class Residency:
             started = arrivals.start(self.mover, sequence, chosen, self.mover.device)
             assert started, "room on the device was counted before"
         else:
-            self._lift(sequence, chosen)
+            self._lift(sequence, chosen, arrivals)
         self._bring_to_host(arrivals, sequence, rest[directory.host[0, rest] == ABSENT])
         if not self.mover.in_place:
             arrivals.wait_all()  # copies to the device start from the host: they must not overtake the disk
-        return arrivals
 
-    def _lift(self, sequence: Sequence, columns: NDArray[np.intp]) -> None:
+    def _lift(self, sequence: Sequence, columns: NDArray[np.intp], arrivals: Arrivals) -> None:
         """Bring columns to a GPU by way of the host, as many at a time as the host has room for."""
         host = sequence.directory.host
         held = columns[host[0, columns] != ABSENT]
         self.mover.promote_to_device(sequence, held)
         left = columns[host[0, columns] == ABSENT]
         while len(left):
-            arrivals = Arrivals()
             self._bring_to_host(arrivals, sequence, left)
             arrivals.wait_all()
             landed = left[sequence.directory.host[0, left] != ABSENT]
@@ -91,7 +101,7 @@ class Residency:
 
     def _bring_to_host(self, arrivals: Arrivals, sequence: Sequence, columns: NDArray[np.intp]) -> None:
         num_layers = sequence.directory.num_layers
-        self._make_host_room(len(columns) * num_layers, sequence)
+        self._make_host_room(len(columns) * num_layers)
         staging = 0 if self.mover.in_place or self.stream.is_open else 2 * self.stream.segment_slots
         room = max(0, self.mover.host.slots.num_free - staging) // num_layers
         started = arrivals.start(self.mover, sequence, columns[:room], self.mover.host)
@@ -106,7 +116,7 @@ class Residency:
         directory = sequence.directory
         wanted = num_columns(num_tokens) - directory.num_columns
         if wanted > 0:
-            slots = self._take(wanted * directory.num_layers, sequence)
+            slots = self._take(wanted * directory.num_layers)
             first = directory.num_columns
             directory.grow(first + wanted)
             directory.put_device(
@@ -117,7 +127,7 @@ class Residency:
 
     def _open_stream(self, sequence: Sequence) -> None:
         staging = 2 * self.stream.segment_slots
-        self._make_room(staging, sequence)
+        self._make_room(staging)
         if not self.mover.in_place:
             self._clear_host(staging, sequence)
         if not self.stream.open():
@@ -139,8 +149,12 @@ class Residency:
         if not disk.is_writable:
             return False
         done = True
-        while done and sequence.num_written < sequence.num_full:
-            done = self.mover.write_extent(sequence, self._next_extent(sequence))
+        self._being_written.add(sequence.id)
+        try:
+            while done and sequence.num_written < sequence.num_full:
+                done = self.mover.write_extent(sequence, self._next_extent(sequence))
+        finally:
+            self._being_written.discard(sequence.id)
         for evicted in disk.take_evicted():  # their places are stale: what memory holds of them goes too
             if evicted in self.sequences:
                 self.release(self.sequences[evicted])
@@ -148,7 +162,8 @@ class Residency:
 
     def _next_extent(self, sequence: Sequence) -> range:
         """Columns to write at once: all, or as many as a GPU's can pass through the host together."""
-        start, stop = sequence.num_written, sequence.num_full
+        start = sequence.num_written
+        stop = min(sequence.num_full, start + MAX_EXTENT_COLUMNS)
         if self.mover.in_place:
             return range(start, stop)
         num_layers = sequence.directory.num_layers
@@ -170,42 +185,44 @@ class Residency:
         self.shorten(sequence, 0)
         self.sequences.pop(sequence.id, None)
 
-    def _take(self, num_slots: int, active: Sequence) -> NDArray[np.int32]:
-        self._make_room(num_slots, active)
+    def _take(self, num_slots: int) -> NDArray[np.int32]:
+        self._make_room(num_slots)
         slots = self.mover.device.take(num_slots)
         assert slots is not None, "room was made before"
         return slots
 
-    def _make_room(self, num_slots: int, active: Sequence, *, only_idle: bool = False) -> None:
+    def _make_room(self, num_slots: int, *, only_idle: bool = False) -> None:
         """Demote until `num_slots` device slots are free; `only_idle`: as far as idle sequences allow.
 
         Raises:
             CapacityError: not even all demotable columns make enough room, or nowhere takes them.
         """
-        num_layers = active.directory.num_layers
+        num_layers = self.mover.device.shape.num_layers
         missing = num_slots - self.mover.device.slots.num_free
         if missing <= 0:
             return
         candidates = [
-            Candidate(sequence.id, self._demotable(sequence, active), sequence.last_used, sequence is active)
-            for sequence in self.sequences.values()
-            if not (only_idle and sequence is active)
+            Candidate(s.id, self._demotable(s), s.last_used, s is self._active)
+            for s in self.sequences.values()
+            if not (only_idle and s is self._active)
         ]
         for owner, columns in self.placement.victims(candidates, -(-missing // num_layers)):
-            self._demote(self.sequences[owner], columns, active)
+            if owner in self.sequences:  # writing one idle sequence may have evicted another
+                self._demote(self.sequences[owner], columns)
         if not only_idle and self.mover.device.slots.num_free < num_slots:
             raise CapacityError(self._too_small("device"))
 
-    def _demotable(self, sequence: Sequence, active: Sequence) -> NDArray[np.intp]:
+    def _demotable(self, sequence: Sequence) -> NDArray[np.intp]:
         """Columns that may leave the device: all of an idle sequence, the full ones of the active."""
         columns = sequence.directory.on_device()
-        return columns[columns < sequence.num_full] if sequence is active else columns
+        return columns[columns < sequence.num_full] if sequence is self._active else columns
 
-    def _demote(self, sequence: Sequence, columns: NDArray[np.intp], active: Sequence) -> None:
+    def _demote(self, sequence: Sequence, columns: NDArray[np.intp]) -> None:
         """Take columns off the device, keeping a copy below."""
-        self._make_host_room(len(columns) * sequence.directory.num_layers, active)
-        # An idle sequence may itself have given way on the host.
-        columns = columns[columns < sequence.directory.num_columns]
+        self._make_host_room(len(columns) * sequence.directory.num_layers)
+        columns = columns[
+            columns < sequence.directory.num_columns
+        ]  # it may itself have given way on the host
         full = columns[columns < sequence.num_full]
         room = self.mover.host.slots.num_free
         if not self.mover.in_place and not self.stream.is_open:
@@ -214,25 +231,22 @@ class Residency:
         self.mover.demote_to_host(sequence, full[:fits])
         homeless = full[fits:][sequence.directory.host[0, full[fits:]] == ABSENT]
         if len(homeless) and homeless.max() >= sequence.num_written and not self.flush(sequence):
-            if sequence is active:
+            if sequence is self._active:
                 raise CapacityError(self._too_small("host"))
-            self._cut_before(sequence, int(homeless[homeless >= sequence.num_written].min()))
+            # It has no disk to go to: evicted from there on, and recomputed when needed.
+            self.shorten(sequence, int(homeless[homeless >= sequence.num_written].min()) * LEAF_TOKENS)
             return
         self.mover.drop_device(sequence, full)
         if len(full) < len(columns):  # the unfinished column of an idle sequence: recomputed when needed
             self.shorten(sequence, sequence.num_full * LEAF_TOKENS)
 
-    def _cut_before(self, sequence: Sequence, column: int) -> None:
-        """Evict an idle sequence from `column` on: it has no disk to go to and is recomputed when needed."""
-        self.shorten(sequence, column * LEAF_TOKENS)
-
-    def _make_host_room(self, num_slots: int, active: Sequence) -> None:
+    def _make_host_room(self, num_slots: int) -> None:
         """Drop clean host copies of idle sequences, least recently used first, until enough is free."""
         host = self.mover.host
         for sequence in sorted(self.sequences.values(), key=lambda s: s.last_used):
             if host.slots.num_free >= num_slots:
                 return
-            if sequence is active:
+            if sequence is self._active or sequence.id in self._being_written:
                 continue
             if sequence.durable:
                 self.flush(sequence)
@@ -241,14 +255,14 @@ class Residency:
             elif len(held := sequence.directory.on_host()):
                 self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
 
-    def _clear_host(self, num_slots: int, active: Sequence) -> None:
-        """Make host room at the cost of clean copies, those of the active sequence last."""
-        self._make_host_room(num_slots, active)
+    def _clear_host(self, num_slots: int, owner: Sequence) -> None:
+        """Make host room at the cost of clean copies, those of `owner` last."""
+        self._make_host_room(num_slots)
         missing = num_slots - self.mover.host.slots.num_free
         if missing > 0:
-            held = active.directory.on_host()
-            clean = held[held < active.num_written]
-            self.mover.drop_host(active, clean[: -(-missing // active.directory.num_layers)])
+            held = owner.directory.on_host()
+            clean = held[held < owner.num_written]
+            self.mover.drop_host(owner, clean[: -(-missing // owner.directory.num_layers)])
 
     def _too_small(self, tier: str) -> str:
         limit = self.mover.device if tier == "device" else self.mover.host

@@ -158,6 +158,8 @@ class SegmentStream:
         count = len(segment.columns)
         if segment.from_disk:
             assert self._mover.disk is not None
+            if buffer.host_slots is not None:
+                self._mover.lane.host_waits()  # the copy that started from these slots must have left them
             tier = self._mover.device if buffer.host_slots is None else self._mover.host
             slots = buffer.device_slots if buffer.host_slots is None else buffer.host_slots
             buffer.read = self._mover.disk.read(

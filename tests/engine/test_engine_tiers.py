@@ -139,6 +139,56 @@ def test_damaged_leaves_are_recomputed(model, tmp_path, limits):
         assert ask(engine, ids).cache.damaged_leaves == 0, "the same damage was served again"
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["cpu", "gpu style"])
+@pytest.mark.parametrize("is_cancelled", [False, True], ids=["finished", "cancelled while restoring"])
+def test_damage_in_several_layers(model, tmp_path, in_place, is_cancelled):
+    """Guards leaves damaged in one layer at a late column and in another at an early one: nothing that failed its
+    checksum may stay in the pools, not even when the call ends before the layers were looked at."""
+    ids = prompt(600)
+    with engine_on(model, tmp_path / "d") as engine:
+        want = ask(engine, ids)
+        places = engine._residency.sequences[b"s" * 16].directory.places
+        store = engine._residency.mover.disk.store
+        offsets = [
+            store._catalog.record(*places[column][:2]).entry.offset
+            + store._catalog.record(*places[column][:2]).tables.kv_offset(layer, places[column].leaf)
+            for layer, column in [(0, 30), (2, 3)]
+        ]
+    segment = max((tmp_path / "d").glob("seg-*.kv"), key=lambda p: p.stat().st_size)
+    data = bytearray(segment.read_bytes())
+    for offset in offsets:
+        data[offset + 7] ^= 1
+    segment.write_bytes(data)
+    with engine_on(model, tmp_path / "d", in_place=in_place) as engine:
+        first = ask(engine, ids, cancelled=lambda: is_cancelled)
+        assert first.finish_reason == ("cancelled" if is_cancelled else "length")
+        assert first.cache.damaged_leaves == 2
+        again = ask(engine, ids)
+        assert again.token_ids == want.token_ids
+        assert again.cache.damaged_leaves == 0
+        if not is_cancelled:
+            assert first.token_ids == want.token_ids
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["cpu", "gpu style"])
+def test_idle_sequence_without_disk_never_costs_the_active_one(model, tmp_path, in_place):
+    """Guards a full quota with idle unwritten columns: writing them on the way must not evict, shorten or
+    recurse into the sequence that is being computed."""
+    ids = prompt(300)
+    limits = {"device_leaves": 90, "host_leaves": 60, "in_place": in_place}
+    with engine_on(model) as engine:
+        want = ask(engine, ids, durable=False)
+    with engine_on(model, tmp_path / "d", disk_budget=40 * 3 * LEAF_BYTES + 100_000, **limits) as engine:
+        disk = engine._residency.mover.disk
+        for n in range(1, 4):
+            disk.append, refuse = (lambda *_a: False), disk.append
+            ask(engine, prompt(120, seed=n), sequence_id=bytes([n]) * 16)
+            disk.append = refuse
+        got = ask(engine, ids, sequence_id=b"a" * 16)
+        assert got.token_ids == want.token_ids
+        assert ask(engine, ids, sequence_id=b"a" * 16).token_ids == want.token_ids
+
+
 def test_idle_conversations_give_way(model, tmp_path):
     """Guards the ledger with several warm conversations: idle ones are demoted, the active one never fails."""
     contexts = {bytes([n]) * 16: prompt(300, seed=n) for n in range(5)}

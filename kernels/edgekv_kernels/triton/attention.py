@@ -14,10 +14,12 @@ import triton
 import triton.language as tl
 
 from edgekv_kernels.reference import attention as reference
+from edgekv_kernels.triton.merging import merge_
 
 _LEAF = 16
 _RUN_LEAVES = 32  # leaves a program: 512 tokens, so that long contexts fill the device
 _FEW = 64  # queries beyond which dense products win
+_SEGMENT_LEAVES = 64  # leaves whose float32 scores are held at a time
 
 
 @triton.jit
@@ -87,7 +89,7 @@ def attend_leaves(
     """Queries [T, Hq, D] over the first `num_tokens` (at least one) tokens of the leaves in `slots`."""
     num_queries, num_heads, dim = q.shape
     if num_queries > _FEW:
-        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse)
+        _attend_in_segments(q, pool, slots, num_tokens, scale, out, lse)
         return
     num_kv_heads = pool.shape[2]
     group = num_heads // num_kv_heads
@@ -116,3 +118,23 @@ def attend_leaves(
         merged = torch.logsumexp(run_lse, dim=0)
         torch.sum(run_out * (run_lse - merged).exp()[..., None], dim=0, out=out)
         lse.copy_(merged)
+
+
+def _attend_in_segments(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    slots: torch.Tensor,
+    num_tokens: int,
+    scale: float,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> None:
+    """Many queries: plain torch over a few leaves at a time, so that the scores never outgrow a small scratch."""
+    out.zero_()
+    lse.fill_(-torch.inf)
+    part_out, part_lse = torch.empty_like(out), torch.empty_like(lse)
+    for first in range(0, triton.cdiv(num_tokens, _LEAF), _SEGMENT_LEAVES):
+        count = min(num_tokens - first * _LEAF, _SEGMENT_LEAVES * _LEAF)
+        part = slots[first : first + _SEGMENT_LEAVES]
+        reference.attend_leaves(q, pool, part, count, scale, part_out, part_lse)
+        merge_(out, lse, part_out, part_lse)
