@@ -1,6 +1,7 @@
 """The parts that decide what a figure means."""
 
 import mmap
+import time
 
 import numpy as np
 import pytest
@@ -59,6 +60,9 @@ def test_the_memory_peak_sees_what_was_freed_again():
     with MemoryPeak() as peak, mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as arena:
         arena.write(b"x" * (64 << 20))
         during = anonymous_bytes()
+        deadline = time.monotonic() + 5
+        while peak.bytes < during and time.monotonic() < deadline:  # the sampler's thread has to get its turn
+            time.sleep(0.01)
     assert during >= before + (60 << 20)
     assert peak.bytes >= before + (60 << 20)
 
