@@ -237,8 +237,17 @@ def _from_environ(environ: Mapping[str, str]) -> tuple[dict[str, object], Path |
         if name not in FIELDS or variable != environment_name(name):
             known = [environment_name(field) for field in FIELDS]
             raise ConfigError(f"unknown environment variable {variable}{_did_you_mean(variable, known)}")
-        values[name] = _convert(name, text, f"environment variable {variable}")
+        value = _texts(text) if name == "stop" else text
+        values[name] = _convert(name, value, f"environment variable {variable}")
     return values, path
+
+
+def _texts(text: str) -> list[str]:
+    """A variable holds one text, or several as a JSON list; "[END]" is no such list and stands for itself."""
+    try:
+        return msgspec.json.decode(text, type=list[str])
+    except msgspec.DecodeError:
+        return [text]
 
 
 def environment_name(name: str) -> str:
@@ -266,7 +275,7 @@ def _convert(name: str, value: object, place: str) -> Any:
         if name == "data_dir" and isinstance(value, str):
             return Path(value).expanduser()
         if name == "stop" and isinstance(value, str):
-            value = msgspec.json.decode(value) if value.startswith("[") else [value]
+            value = [value]
         if name.endswith("_budget") and isinstance(value, str):
             value = parse_bytes(value)
         is_text = isinstance(value, str)

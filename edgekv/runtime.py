@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from edgekv_storage import DataDir
 
 
+NOT_DURABLE = "this session keeps nothing on disk"
+
+
 class EngineFactory(Protocol):
     """Makes the engine and the model's face; runs in the engine's thread."""
 
@@ -48,7 +51,8 @@ class Runtime:
     Options are those of `Config`; what is not given comes from `EDGEKV_*`, the TOML file and the defaults,
     in this order. Give `config` instead to take exactly that one. Raises ConfigError, ModelLoadError,
     CapacityError, or StoreError for a data directory of an unknown format. A data directory that another
-    process uses, or that cannot be written, leaves the memory tiers only: `degraded` then says why.
+    process uses, or that cannot be written, leaves the memory tiers only: `degraded` then says why. With
+    `durable=False` the data directory is not even opened: nothing is kept, conversations are private.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Runtime:
         config: Config | None = None,
         config_path: Path | None = None,
         engine_factory: EngineFactory | None = None,
+        durable: bool = True,
         **options: Unpack[Options],
     ) -> None:
         given = load_config(options, config_path=config_path) if config is None else config.replace(options)
@@ -65,19 +70,22 @@ class Runtime:
         self._lock = threading.RLock()
         self._unnamed = itertools.count(1)
         self._conversations: dict[tuple[str, bool], Conversation] = {}
-        self.degraded: str | None
-        self._data_dir, self.degraded = _open_data_dir(self.config.data_dir)
+        self._forgetting: set[tuple[str, bool]] = set()
+        opened = _open_files(self.config.data_dir) if durable else (None, None, None)
+        self._data_dir, self._library, self.degraded = opened
         writable = None if self.degraded else self._data_dir
+        trouble: list[str] = []  # filled in the engine's thread, which must not hold this Runtime
         try:
-            self._library = None if self._data_dir is None else Library(self._data_dir)
             build = engine_factory or _load_engine_factory()
             with translated():
                 self._worker = EngineThread(
-                    lambda: build(given, model, data_dir=writable), queue_size=given.queue_size
+                    lambda: _build_or_degrade(build, given, model, writable, trouble),
+                    queue_size=given.queue_size,
                 )
         except BaseException:
-            _close_files(getattr(self, "_library", None), self._data_dir)
+            _close_files(self._library, self._data_dir)
             raise
+        self.degraded = self.degraded or next(iter(trouble), None)
         if self.degraded is not None:
             self._worker.add_notice(f"nothing is kept on disk: {self.degraded}")
         self._closer = weakref.finalize(self, _close_all, self._worker, self._library, self._data_dir)
@@ -105,6 +113,7 @@ class Runtime:
             if name is None and not private:
                 raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
             key = (f"private {next(self._unnamed)}" if name is None else name, private)
+            self._check_not_forgetting(key)
             if key not in self._conversations:
                 self._conversations[key] = self._open(*key, system=system)
             conversation = self._conversations[key]
@@ -123,8 +132,10 @@ class Runtime:
     def forget(self, name: str, *, private: bool = False) -> None:
         """Destroy a conversation, transcript and KV, in every tier. ConversationError if there is none."""
         self._worker.check_usable()
+        key = (name, private)
         with self._lock:
-            conversation = self._conversations.pop((name, private), None)
+            self._check_not_forgetting(key)
+            conversation = self._conversations.get(key)
             if conversation is None and private:
                 raise ConversationError(f"no private conversation is called {name!r}")
             if private:
@@ -132,12 +143,18 @@ class Runtime:
                 sequence_id = conversation.sequence_id
             else:
                 sequence_id = self._writable_library().require(name).sequence_id
+            self._forgetting.add(key)
+        try:  # without the lock: what runs and what is queued before it may take long
             if conversation is not None:
                 conversation.retire(f"conversation {name!r} was forgotten")
             # KV first: whoever dies in between finds the name still listed and can repeat it.
             self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
             if not private:
                 self._writable_library().delete(name)
+        finally:
+            with self._lock:
+                self._conversations.pop(key, None)
+                self._forgetting.discard(key)
 
     def stats(self) -> Snapshot:
         """What may be shown of this Runtime now (any thread, does not wait for the engine)."""
@@ -158,6 +175,7 @@ class Runtime:
     def close(self) -> None:
         """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""
         self._closer()
+        self._conversations.clear()  # they know the tokenizer and the template
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +184,10 @@ class Runtime:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_not_forgetting(self, key: tuple[str, bool]) -> None:
+        if key in self._forgetting:
+            raise ConversationError(f"conversation {key[0]!r} is being forgotten; try again when it is gone")
 
     def _open(self, name: str, private: bool, *, system: str | None) -> Conversation:
         check_name(name)
@@ -190,7 +212,7 @@ class Runtime:
     def _open_kept(self, name: str, *, refusal: str) -> Conversation:
         """A conversation for reading; not shared, and whatever model made it."""
         if self._library is None:
-            raise StoreError(f"no conversation can be read: {self.degraded}")
+            raise StoreError(f"no conversation can be read: {self.degraded or NOT_DURABLE}")
         self._library.require(name)
         found = self._library.find(name)
         assert found is not None, "it was required a line above"
@@ -210,6 +232,8 @@ class Runtime:
         )
 
     def _writable_library(self) -> Library:
+        if self._library is None and self.degraded is None:
+            raise StoreError(f"{NOT_DURABLE}; its conversations can only be private (private=True)")
         if self._library is None or self.degraded is not None:
             raise StoreError(
                 f"{self.degraded}; as it is, a kept conversation can be read only (read_only=True), "
@@ -230,20 +254,43 @@ def _load_engine_factory() -> EngineFactory:
     return build_engine
 
 
-def _open_data_dir(path: Path) -> tuple[DataDir | None, str | None]:
-    """The data directory, and why it may not be written (None: it may)."""
-    from edgekv_storage import DataDir, Locked, StorageError, Unwritable  # noqa: PLC0415  numpy too
+def _open_files(path: Path) -> tuple[DataDir | None, Library | None, str | None]:
+    """The data directory and its transcripts, and why they may not be written (None: they may)."""
+    from edgekv_storage import DataDir, DiskFull, Locked, StorageError, Unwritable  # noqa: PLC0415  numpy too
 
-    try:
-        return DataDir.open(path), None
-    except (Locked, Unwritable) as error:
-        reason = str(error)
-    except StorageError as error:
-        raise StoreError(str(error)) from error
-    try:
-        return DataDir.open_read_only(path), reason
-    except StorageError:
-        return None, reason
+    reason: str | None = None
+    for open_directory in (DataDir.open, DataDir.open_read_only):
+        try:
+            data_dir = open_directory(path)
+        except (Locked, Unwritable, DiskFull) as error:
+            reason = reason or str(error)
+            continue
+        except StorageError as error:
+            if reason is not None:
+                break
+            raise StoreError(str(error)) from error
+        try:
+            return data_dir, Library(data_dir), reason
+        except BaseException as error:
+            data_dir.close()
+            if not isinstance(error.__cause__, (DiskFull, Unwritable)):
+                raise
+            reason = reason or str(error)
+    return None, None, reason
+
+
+def _build_or_degrade(
+    build: EngineFactory, config: Config, model: Path, data_dir: DataDir | None, trouble: list[str]
+) -> tuple[EngineLike, FrontLike]:
+    """The engine; without its disk tier, and `trouble` told, where the disk refuses it."""
+    from edgekv_storage import DiskFull, Unwritable  # noqa: PLC0415  numpy comes with it
+
+    if data_dir is not None:
+        try:
+            return build(config, model, data_dir=data_dir)
+        except (DiskFull, Unwritable) as error:
+            trouble.append(str(error))
+    return build(config, model, data_dir=None)  # outside of `except`: the first attempt's memory is free
 
 
 def _close_files(library: Library | None, data_dir: DataDir | None) -> None:

@@ -21,6 +21,7 @@ class FakeTokenizer:
     """One token a character; `<s>`, `<|` and `|>` are control tokens when markup is meant."""
 
     end_ids = frozenset({END})
+    adds_space_prefix = False
     adds_bos = True
     bos_id = BOS
     _control: ClassVar = {"<s>": BOS, "<|": START, "|>": END}
@@ -39,6 +40,9 @@ class FakeTokenizer:
         for text, special in pieces:
             ids.extend(self.encode(text, special=special))
         return ids
+
+    def piece(self, token_id, *, special=False):
+        return self.decode([token_id], special=special).encode()
 
     def decode(self, ids, *, special=False):
         names = {value: marker for marker, value in self._control.items()} if special else {}
@@ -89,16 +93,18 @@ class FakeFront:
 
 
 class FakeEngine:
-    """See the module. `answer` is what it says; `token_s` and `block_s` slow it down.
+    """See the module. `answer` is what it says; `token_s` and `block_s` slow it down. `error` is raised
+    instead of token `error_at`, or before anything.
 
     `hold` lets a test decide when it goes on: while it is cleared, every token waits (until cancelled).
     """
 
-    def __init__(self, *, answer="hello there", token_s=0.0, block_s=0.0, error=None, ends=True):
+    def __init__(self, *, answer="hello there", token_s=0.0, block_s=0.0, error=None, error_at=0, ends=True):
         self.answer = answer
         self.token_s = token_s
         self.block_s = block_s
         self.error = error
+        self.error_at = error_at
         self.ends = ends
         self.hold = threading.Event()
         self.hold.set()
@@ -112,7 +118,7 @@ class FakeEngine:
     def generate(self, request, emit, is_cancelled):
         assert threading.current_thread() is self.thread, "one thread owns the engine"
         self.requests.append(request)
-        if self.error is not None:
+        if self.error is not None and self.error_at == 0:
             raise self.error
         began = time.perf_counter()
         context = list(request.token_ids)
@@ -149,6 +155,8 @@ class FakeEngine:
         for character in self.answer:
             if not self._may_go_on(is_cancelled):
                 return generated, text + stopper.flush(), "cancelled"
+            if self.error is not None and len(generated) == self.error_at:
+                raise self.error
             if len(generated) == request.max_tokens:
                 return generated, text + stopper.flush(), "length"
             generated.append(ord(character) + FIRST_CHARACTER)

@@ -15,8 +15,8 @@ from edgekv import __version__
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
 from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
-from edgekv.conversation.library import forget_kept, kept_conversations
-from edgekv.errors import ConfigError, ConversationError, EdgeKVError
+from edgekv.conversation.library import forget_kept, kept_conversations, require_kept
+from edgekv.errors import ConfigError, EdgeKVError
 from edgekv.events import Done, Notice, PrefillProgress, Result, TextDelta
 from edgekv.runtime import Runtime
 
@@ -60,8 +60,9 @@ def run(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise ConfigError("the prompt is empty")
-    with Runtime(config=config) as runtime:
-        chat = runtime.conversation(conversation, private=private or conversation is None)
+    private = private or conversation is None
+    with Runtime(config=config, durable=not private) as runtime:
+        chat = runtime.conversation(conversation, private=private)
         with chat.stream(text) as stream:
             result, stopped = _show(stream, quiet=as_json)
     if as_json:
@@ -114,7 +115,7 @@ def chat(
     if not plain and sys.stdin.isatty():
         sys.stderr.write("edgekv: the full-screen chat comes in a later version; this is --plain\n")
     front_end = next(iter(found)).load()
-    with Runtime(config=config) as runtime:
+    with Runtime(config=config, durable=not private) as runtime:
         code = front_end(runtime, name, private=private)
     raise typer.Exit(code)
 
@@ -131,7 +132,8 @@ def conversations(given: Given, as_json: AsJson = False) -> None:
         sys.stderr.write("no conversation is kept yet; `edgekv chat NAME` begins one\n")
     for info in infos:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.updated))
-        sys.stdout.write(f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model})\n")
+        mark = "  [damaged]" if info.is_damaged else ""
+        sys.stdout.write(f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model}){mark}\n")
 
 
 @app.command()
@@ -139,17 +141,16 @@ def conversations(given: Given, as_json: AsJson = False) -> None:
 def forget(
     given: Given,
     name: Annotated[str, typer.Argument(help="The conversation to destroy.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask (without a terminal nobody is asked).")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Destroy a conversation: its text and its KV."""
     data_dir = given.config().data_dir
-    if name not in [info.name for info in kept_conversations(data_dir)]:
-        raise ConversationError(f"no conversation is called {name!r}; `edgekv conversations` lists them")
-    if not yes:
-        if as_json or not sys.stdin.isatty():
-            raise ConfigError("add --yes to forget without being asked")
-        typer.confirm(f"Destroy {name!r} and all its turns?", abort=True)
+    require_kept(data_dir, name)
+    if not yes and sys.stdin.isatty():  # a script that says forget means it
+        typer.confirm(f"Destroy {name!r} and all its turns?", abort=True, err=True)
     forget_kept(data_dir, name)
     if as_json:
         write_json({"forgotten": name})

@@ -158,10 +158,11 @@ class Conversation:
 
     def retire(self, reason: str) -> None:
         """Stop what runs, wait for it, and refuse everything later with `reason`."""
-        self._refusal = reason
-        self.cancel()
-        active = self._active
+        with self._lock:  # whoever is past the check in `_begin` has submitted before this gets the lock
+            self._refusal = reason
+            active = self._active
         if active is not None:
+            active.cancel()
             active.wait()
 
     def _begin(
@@ -244,6 +245,8 @@ class Conversation:
         """Put the answer into the tree and the journal (engine thread); returns what the caller is told."""
         tokenizer = self._front.tokenizer
         ids = array("i", result.token_ids)
+        if not ids and result.text:  # the engine failed and took the ids with it; the text was seen
+            ids = array("i", tokenizer.encode_pieces([(result.text, False)]))
         ended = bool(ids) and ids[-1] in tokenizer.end_ids
         reason = result.finish_reason
         if reason == "stop" and not ended:  # by a stop string

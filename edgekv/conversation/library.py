@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekv.conversation.turns import Turn, TurnTree
-    from edgekv_storage import ConversationRow, DataDir, Transcripts
+    from edgekv_storage import ConversationRow, DataDir, Transcripts, TurnRow
 
 MAX_NAME = 200
 SEQUENCE_ID_BYTES = 16
@@ -33,13 +34,17 @@ SEQUENCE_ID_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class ConversationInfo:
-    """One kept conversation. `created` and `updated` are seconds since 1970."""
+    """One kept conversation. `created` and `updated` are seconds since 1970.
+
+    `is_damaged`: a stored turn does not match its checksum; `updated` is then not known and is `created`.
+    """
 
     name: str
     model: str
     num_turns: int
     created: float
     updated: float
+    is_damaged: bool = False
 
 
 class Library:
@@ -119,10 +124,17 @@ class Library:
             return self._transcripts.get(name)
 
     def _info(self, row: ConversationRow) -> ConversationInfo:
-        turns = self._transcripts.turns(row.id)
-        updated = max((turn.created for turn in turns), default=row.created)
+        from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
+
         meta = decode_meta(row.meta, row.name)
-        return ConversationInfo(row.name, meta.model, len(turns), row.created, updated)
+        try:
+            turns = self._transcripts.turns(row.id)
+        except TranscriptDamaged:  # the others shall be listed all the same, and this one can be forgotten
+            return ConversationInfo(
+                row.name, meta.model, row.num_turns, row.created, row.created, is_damaged=True
+            )
+        updated = max((turn.created for turn in turns), default=row.created)
+        return ConversationInfo(row.name, meta.model, row.num_turns, row.created, updated)
 
 
 class TranscriptJournal:
@@ -131,21 +143,32 @@ class TranscriptJournal:
     def __init__(self, transcripts: Transcripts, conversation: ConversationRow) -> None:
         self._transcripts = transcripts
         self._conversation_id = conversation.id
+        self._name = conversation.name
         self._head_row = conversation.head
         self._rows: dict[int, int] = {}
 
     def load(self, tree: TurnTree) -> None:
-        """Fill an empty tree."""
+        """Fill an empty tree. Raises StoreError naming the turn if one is damaged."""
         ids: dict[int, int] = {}
-        with translated():
-            rows = self._transcripts.turns(self._conversation_id)
-        for row in rows:
+        for row in self._read():
             turn_id = tree.next_id()
             ids[row.id] = turn_id
             self._rows[turn_id] = row.id
             parent = None if row.parent is None else ids[row.parent]
             tree.put(decode_turn(row.blob, turn_id=turn_id, parent=parent))
         tree.head = None if self._head_row is None else ids[self._head_row]
+
+    def _read(self) -> list[TurnRow]:
+        from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
+
+        with translated():
+            try:
+                return self._transcripts.turns(self._conversation_id)
+            except TranscriptDamaged as error:
+                raise StoreError(
+                    f"conversation {self._name!r} is damaged: {error}; restore transcripts.db from a backup, "
+                    f"or destroy the conversation with `edgekv forget {shlex.quote(self._name)}`"
+                ) from error
 
     def save(self, path: list[Turn]) -> None:
         """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
@@ -178,6 +201,16 @@ def kept_conversations(path: Path) -> list[ConversationInfo]:
         return []
     with translated(), DataDir.open_read_only(path) as data_dir, Library(data_dir) as library:
         return library.infos()
+
+
+def require_kept(path: Path, name: str) -> None:
+    """ConversationError if the data directory at `path` keeps no `name`; takes no lock, creates nothing."""
+    from edgekv_storage import DataDir  # noqa: PLC0415  numpy comes with it
+
+    if not (path / "transcripts.db").exists():
+        raise ConversationError(f"no conversation is called {name!r}; none is kept in {path}")
+    with translated(), DataDir.open_read_only(path) as data_dir, Library(data_dir) as library:
+        library.require(name)
 
 
 def forget_kept(path: Path, name: str) -> None:

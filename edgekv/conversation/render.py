@@ -23,6 +23,15 @@ class TokenizerLike(Protocol):
         """Ids that end an answer."""
         ...
 
+    @property
+    def adds_space_prefix(self) -> bool:
+        """Whether the first word comes with a space that is not the text's."""
+        ...
+
+    def piece(self, token_id: int, *, special: bool = False) -> bytes:
+        """The bytes of one token."""
+        ...
+
     def encode_pieces(self, pieces: Sequence[tuple[str, bool]], *, add_bos: bool = False) -> list[int]:
         """Ids of (text, is markup) pieces; what a user wrote is never read as markup."""
         ...
@@ -127,7 +136,11 @@ def render_turn(
 
 def trim_to_text(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> array[int]:
     """The shortest start of `ids` that still spells `text`: without the tokens of a matched stop string."""
-    kept = len(ids)
-    while kept > 0 and len(tokenizer.decode(ids[: kept - 1])) >= len(text):
-        kept -= 1
+    from edgekv.models.tokenizer import Detokenizer  # noqa: PLC0415  numpy comes with it
+
+    detokenizer = Detokenizer(tokenizer)  # as the engine spelt it: a leading space may not be the text's
+    kept = num_characters = 0
+    while kept < len(ids) and num_characters < len(text):
+        num_characters += len(detokenizer.push(ids[kept]))
+        kept += 1
     return array("i", ids[:kept])

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
-from edgekv.errors import Cancelled, ConversationError
+from edgekv.errors import Cancelled, ContextOverflow, ConversationError
 from edgekv.events import Done, PrefillProgress, Result, TextDelta, Timings, Usage
 
 if TYPE_CHECKING:
@@ -160,20 +160,36 @@ class Generation:
         """Stop within one prefill block or one token; at once while it waits in the queue."""
         self._cancelled = True
         if self._claim.acquire(blocking=False):
-            self._finish(lambda: self._commit(_nothing_generated(self.request)))
+            self._finish(lambda: self._commit(_stopped(self.request, "")))
 
     def run(self, engine: EngineLike) -> None:
         """Generate, in the engine's thread; errors go to the reader."""
         if self._claim.acquire(blocking=False):
-            self._finish(
-                lambda: self._commit(engine.generate(self.request, self.mailbox.put, self.is_cancelled))
-            )
+            self._finish(lambda: self._commit(self._generate(engine)))
 
     def fail(self, error: BaseException) -> None:
         """Give it up with `error` if nobody has begun it."""
         if self._claim.acquire(blocking=False):
             self._finished.set()
             self.mailbox.fail(error)
+
+    def _generate(self, engine: EngineLike) -> Result:
+        """The engine's answer; if it fails, what the reader already has of it is kept first."""
+        said: list[str] = []
+
+        def emit(event: Event) -> None:
+            if isinstance(event, TextDelta):
+                said.append(event.text)
+            self.mailbox.put(event)
+
+        try:
+            return engine.generate(self.request, emit, self.is_cancelled)
+        except ContextOverflow:
+            raise
+        except BaseException:
+            if said:
+                self._commit(_stopped(self.request, "".join(said)))
+            raise
 
     def _finish(self, work: Callable[[], Result]) -> None:
         try:
@@ -192,9 +208,10 @@ class Generation:
             self._token.unsubscribe(self.cancel)
 
 
-def _nothing_generated(request: Request) -> Result:
+def _stopped(request: Request, text: str) -> Result:
+    """What is known of an answer that no engine finished."""
     return Result(
-        text="",
+        text=text,
         token_ids=(),
         finish_reason="cancelled",
         usage=Usage(prompt_tokens=len(request.token_ids), completion_tokens=0, reused_tokens=0),

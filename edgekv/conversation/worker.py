@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from edgekv.conversation.stream import Generation
@@ -36,15 +37,20 @@ class _Call:
         except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
             self.future.set_exception(error)
 
+    def fail(self, error: BaseException) -> None:
+        """Give it up: nobody will run it."""
+        self.future.set_exception(error)
+
 
 class EngineThread:
     """Builds the engine in its own thread, runs what is submitted in order, and closes it there.
 
-    The constructor returns when the engine is ready and raises what building it raised.
+    The constructor returns when the engine is ready and raises what building it raised. An engine that fails
+    outside of a request ends the thread: who waits, and every later call, is told why. Closed, it keeps
+    neither the engine nor the model's face, whoever may still hold this object.
     """
 
     def __init__(self, build: Callable[[], tuple[EngineLike, FrontLike]], *, queue_size: int) -> None:
-        self._build = build
         self._pid = os.getpid()
         self._queue_size = queue_size
         self._slots = threading.BoundedSemaphore(queue_size)
@@ -54,13 +60,17 @@ class EngineThread:
         self._closed = False
         self._running = False
         self._notices: list[str] = []
-        self._ready: Future[tuple[EngineLike, FrontLike]] = Future()
+        self._loaded: tuple[EngineLike, FrontLike] | None = None
+        self._failure: BaseException | None = None
         self._close_error: BaseException | None = None
         # A daemon, or a Runtime that nobody closed would keep the interpreter from ending.
-        self._thread = threading.Thread(target=self._main, name="edgekv-engine", daemon=True)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._main, args=(build, ready), name="edgekv-engine", daemon=True
+        )
         self._thread.start()
         try:
-            self._engine, self.front = self._ready.result()
+            ready.result()
         except BaseException:
             self._closed = True
             self._queue.put(None)
@@ -73,8 +83,13 @@ class EngineThread:
 
     @property
     def engine(self) -> EngineLike:
-        """The engine, for the calls that any thread may make."""
-        return self._engine
+        """The engine, for the calls that any thread may make. Raises Closed after `close()`."""
+        return self._require_loaded()[0]
+
+    @property
+    def front(self) -> FrontLike:
+        """The model's face. Raises Closed after `close()`."""
+        return self._require_loaded()[1]
 
     def num_waiting(self) -> int:
         """Generations in the queue."""
@@ -93,13 +108,13 @@ class EngineThread:
         return notices
 
     def check_usable(self) -> None:
-        """Raise Closed in a fork or after `close()`."""
+        """Raise Closed in a fork, after `close()`, or when the engine failed."""
         if os.getpid() != self._pid:
             raise Closed(
                 "this process is a fork of the one that opened the Runtime; open its own Runtime here"
             )
         if self._closed:
-            raise Closed("the Runtime is closed; open a new one")
+            raise self._why_closed()
 
     def submit(self, generation: Generation, prepare: Callable[[], None]) -> None:
         """Reserve a place, `prepare()`, enqueue. Raises Busy or Closed before anything was prepared."""
@@ -136,21 +151,41 @@ class EngineThread:
         for generation in outstanding:
             generation.cancel()
         self._thread.join()
+        self._loaded = None
+        if self._failure is not None:
+            traceback.clear_frames(self._failure.__traceback__)  # they hold the engine
         error, self._close_error = self._close_error, None
         if error is not None:
             raise error
 
-    def _main(self) -> None:
+    def _require_loaded(self) -> tuple[EngineLike, FrontLike]:
+        loaded = self._loaded
+        if loaded is None:
+            raise self._why_closed()
+        return loaded
+
+    def _why_closed(self) -> Closed:
+        if self._failure is None:
+            return Closed("the Runtime is closed; open a new one")
+        what = f"{type(self._failure).__name__}: {self._failure}".rstrip(": ")
+        error = Closed(f"the engine failed ({what}); close this Runtime and open a new one")
+        error.__cause__ = self._failure
+        return error
+
+    def _main(self, build: Callable[[], tuple[EngineLike, FrontLike]], ready: Future[None]) -> None:
         try:
-            engine, front = self._build()
+            self._loaded = build()
         except BaseException as error:  # noqa: BLE001  raised again by the constructor
-            self._ready.set_exception(error)
+            ready.set_exception(error)
             return
-        self._ready.set_result((engine, front))
-        del front
+        del build  # it may hold what the engine is made of
+        engine = self._loaded[0]
+        ready.set_result(None)
         try:
             engine.warm_up()  # in this thread, so that opening the Runtime does not wait for it
             self._serve(engine)
+        except BaseException as error:  # noqa: BLE001  told to everybody who waits or calls later
+            self._fail(error)
         finally:
             try:
                 engine.close()
@@ -169,3 +204,19 @@ class EngineThread:
             else:
                 job.run(engine)
             del job  # or the last answer would live until the next question
+
+    def _fail(self, error: BaseException) -> None:
+        """Nobody serves the queue any more: tell everyone in it why, and everyone who comes later."""
+        with self._lock:  # nothing is queued once `_closed` is seen under it
+            self._failure, self._closed = error, True
+            outstanding = list(self._outstanding)
+            self._outstanding.clear()
+        for generation in outstanding:
+            generation.fail(self._why_closed())
+        while True:
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                return
+            if isinstance(job, _Call):
+                job.fail(self._why_closed())

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -31,10 +33,10 @@ def read_until(stream, text):
 
 
 def test_run_prints_the_answer_and_keeps_nothing(edgekv, data_dir):
-    """Guards the simplest call; without -c no conversation may appear."""
+    """Guards the simplest call; without -c the data directory is not even made."""
     done = edgekv("run", "hi")
     assert (done.returncode, done.stdout) == (0, "hello there\n"), done.stderr
-    assert kept_conversations(data_dir) == []
+    assert not data_dir.exists()
 
 
 def test_run_json_is_one_object_of_the_promised_shape(edgekv):
@@ -59,9 +61,11 @@ def test_run_reads_stdin_and_continues_a_conversation(edgekv, data_dir):
 
 
 def test_private_leaves_no_trace(edgekv, data_dir):
-    """Guards --private: the text is in no file of the data directory."""
-    edgekv("run", "xyzzy-canary", "-c", "secret", "--private")
-    assert all(b"xyzzy-canary" not in path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
+    """Guards --private: nothing is made, no lock is taken; a name asked for inside is refused."""
+    assert edgekv("run", "xyzzy-canary", "-c", "secret", "--private").returncode == 0
+    done = edgekv("chat", "secret", "--private", stdin="xyzzy-canary\n/new kept\n/quit\n")
+    assert (done.stdout, data_dir.exists()) == ("hello there\n", False)
+    assert "keeps nothing on disk" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_killed_in_mid_turn_the_message_is_there_and_the_chat_goes_on(edgekv, da
 
 
 def test_a_second_process_on_the_same_data(edgekv):
-    """Guards two at once: a kept conversation is refused by one clear line, an unkept answer still works."""
+    """Guards two at once: a kept conversation is refused by one clear line, an unkept answer works."""
     first = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
     read_until(first.stdout, "word")
     refused = edgekv("run", "more", "-c", "a")
@@ -161,16 +165,14 @@ def test_a_second_process_on_the_same_data(edgekv):
     assert f"in use by process {first.pid}" in refused.stderr
     unkept = edgekv("run", "hi")
     assert (unkept.returncode, unkept.stdout) == (0, "hello there\n")
-    assert "nothing is kept on disk" in unkept.stderr
+    assert unkept.stderr == ""
 
 
 def test_forget_destroys(edgekv, data_dir):
-    """Guards forget: asked for only with --yes where nobody can be asked; nothing of the text remains."""
+    """Guards forget: without a terminal nobody is asked; nothing of the text remains."""
     edgekv("run", "xyzzy-canary", "-c", "a")
-    asked = edgekv("forget", "a")
-    assert asked.returncode == 2
-    assert "--yes" in asked.stderr
-    assert edgekv("forget", "a", "--yes").returncode == 0
+    done = edgekv("forget", "a")
+    assert (done.returncode, done.stderr) == (0, "forgotten: a\n")
     assert kept_conversations(data_dir) == []
     assert all(b"xyzzy-canary" not in path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
 
@@ -182,6 +184,41 @@ def test_chat_reads_a_pipe(edgekv, data_dir):
     assert "unknown command /nonsense" in done.stderr
     assert "> " not in done.stderr
     assert [turn.user for turn in kept_turns(data_dir, "a")] == ["one", "two"]
+
+
+def test_forget_makes_no_directory(edgekv, data_dir):
+    """Guards a misspelt --data-dir: it is told, not made."""
+    assert edgekv("forget", "a").returncode == 1
+    assert not data_dir.exists()
+
+
+def test_a_damaged_conversation_is_marked_and_can_be_forgotten(edgekv, data_dir):
+    """Guards the listing against one flipped row, in text and in JSON, and forget's way out of it."""
+    for name in ("good", "bad"):
+        edgekv("run", "x", "-c", name)
+    with closing(sqlite3.connect(data_dir / "transcripts.db")) as db:
+        db.execute("UPDATE turns SET blob = x'00' WHERE id = 2")
+        db.commit()
+    lines = edgekv("conversations").stdout.splitlines()
+    assert [("bad" in line, "[damaged]" in line) for line in sorted(lines, key=len)] == [
+        (False, False),
+        (True, True),
+    ]
+    listed = json.loads(edgekv("conversations", "--json").stdout)["conversations"]
+    assert {entry["name"]: entry["is_damaged"] for entry in listed} == {"good": False, "bad": True}
+    refused = edgekv("run", "y", "-c", "bad")
+    assert refused.returncode == 1
+    assert "turn 2" in refused.stderr
+    assert edgekv("forget", "bad").returncode == 0
+    assert [info.name for info in kept_conversations(data_dir)] == ["good"]
+
+
+def test_chat_from_a_pipe_tells_that_the_last_message_failed(edgekv):
+    """Guards scripts: exit code 1 for a failed last message, 0 when a later one was answered."""
+    long = "x" * 9000
+    assert edgekv("chat", "a", "--plain", stdin=f"one\n{long}\n").returncode == 1
+    assert edgekv("chat", "a", "--plain", stdin=f"{long}\n/history\n/quit\n").returncode == 1
+    assert edgekv("chat", "a", "--plain", stdin=f"{long}\ntwo\n").returncode == 0
 
 
 def test_chat_commands(edgekv):

@@ -91,6 +91,16 @@ def test_stop_is_one_text_or_a_list(tmp_path):
     assert load_config({}, environ={"EDGEKV_STOP": '["a", "b"]'}).stop == ("a", "b")
 
 
+@pytest.mark.parametrize("text", ["[END]", "[INST]", "[1]", "[", '["a"]'])
+def test_stop_in_brackets_is_plain_text(tmp_path, text):
+    """Guards stop="[INST]": only a variable, which has no other way, may spell a list of texts."""
+    assert load_config({"stop": text}, environ={}).stop == (text,)
+    (tmp_path / "edgekv.toml").write_text(f"stop = '{text}'")
+    assert load_config({"data_dir": tmp_path}, environ={}).stop == (text,)
+    expected = ("a",) if text == '["a"]' else (text,)
+    assert load_config({}, environ={"EDGEKV_STOP": text}).stop == expected
+
+
 def test_one_table():
     """Guards the table: each row has a manual entry, and the typed keywords name the same fields."""
     assert set(Options.__annotations__) == set(FIELDS)

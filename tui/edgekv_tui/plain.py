@@ -64,6 +64,7 @@ class PlainChat:
         self._runtime = runtime
         self._is_terminal = sys.stdin.isatty()
         self._reopened_tokens = 0
+        self._has_failed = False
         self._commands: dict[str, Callable[[str], Next]] = {
             "/help": self._help,
             "/quit": lambda _rest: "leave",
@@ -78,19 +79,18 @@ class PlainChat:
         self._enter(conversation)
 
     def loop(self) -> int:
-        """Read lines until told to leave."""
+        """Read lines until told to leave. A pipe is told by the code 1 that its last message had an error."""
         while True:
             try:
                 line = self._read()
             except KeyboardInterrupt:
                 _say("")
                 return EXIT_INTERRUPTED
-            if line is None:
-                return 0
             try:
-                if line and self._handle(line) == "leave":
-                    return 0
+                if line is None or (line and self._handle(line) == "leave"):
+                    return int(self._has_failed and not self._is_terminal)
             except EdgeKVError as error:
+                self._has_failed = True
                 _say(str(error))
 
     def _read(self) -> str | None:
@@ -140,6 +140,7 @@ class PlainChat:
                     self._end(result)
 
     def _end(self, result: Result) -> None:
+        self._has_failed = False
         marks = {"cancelled": " [stopped]", "length": " [...]", "context": " [window full]"}
         sys.stdout.write(marks.get(result.finish_reason, "") + "\n")
         sys.stdout.flush()
