@@ -20,6 +20,7 @@ from edgekv_storage.errors import (
     WriteFailed,
 )
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
+from edgekv_storage.io.pread import reader_name, reads_directly
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.store import IO_CHOICES, Store, StoreStats
 from edgekv_storage.transcripts import ConversationRow, Transcripts, TurnRow
@@ -56,4 +57,6 @@ __all__ = [
     "WriteFailed",
     "check_segment",
     "leaf_keys",
+    "reader_name",
+    "reads_directly",
 ]

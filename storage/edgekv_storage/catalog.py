@@ -39,6 +39,7 @@ class Catalog:
         self._of_sequence: dict[bytes, list[int]] = {}
         self._leaves: dict[bytes, dict[bytes, LeafPlace]] = {}
         self._records: dict[tuple[int, int], Known] = {}
+        self._latest_use = 0
 
     @property
     def live_bytes(self) -> int:
@@ -49,6 +50,7 @@ class Catalog:
         """Makes a segment known; its records are added apart."""
         self.segments[segment.header.segment] = segment
         self.next_segment = max(self.next_segment, segment.header.segment + 1)
+        self._latest_use = max(self._latest_use, segment.used_ns)
         self._of_sequence.setdefault(segment.header.sequence_id, []).append(segment.header.segment)
 
     def segments_of(self, sequence_id: bytes) -> list[Segment]:
@@ -56,8 +58,23 @@ class Catalog:
         return [self.segments[i] for i in sorted(self._of_sequence.get(sequence_id, ()))]
 
     def sequences(self) -> list[bytes]:
-        """Every sequence, the least recently appended to first."""
-        return sorted(self._of_sequence, key=lambda sequence: max(self._of_sequence[sequence]))
+        """Every sequence, the least recently used (appended to, looked up) first."""
+        return sorted(self._of_sequence, key=self._last_use)
+
+    def _last_use(self, sequence_id: bytes) -> tuple[int, int]:
+        """When, and for equal times (copied files) how late its newest segment was begun."""
+        ids = self._of_sequence[sequence_id]
+        return max(self.segments[i].used_ns for i in ids), max(ids)
+
+    def touch(self, sequence_id: bytes, now_ns: int) -> Segment | None:
+        """Notes a use; returns the sequence's newest segment, None where it has none."""
+        ids = self._of_sequence.get(sequence_id)
+        if not ids:
+            return None
+        self._latest_use = max(now_ns, self._latest_use + 1)  # a clock set back must not reorder them
+        newest = self.segments[max(ids)]
+        newest.used_ns = self._latest_use
+        return newest
 
     def is_loaded(self, sequence_id: bytes) -> bool:
         """Whether the sequence's leaves are known."""

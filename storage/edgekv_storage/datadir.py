@@ -72,6 +72,32 @@ class DataDir:
         except OSError as error:
             raise Unwritable(f"cannot read {path}: {error.strerror}; {_ADVICE}") from error
 
+    @staticmethod
+    def owner(path: Path) -> int | None:
+        """Number of the process that has the directory in use, None where none is seen to.
+
+        Only looks, takes no lock and writes nothing: whose number LOCK holds, and whether that process still
+        has LOCK open. Where that cannot be seen (another user's process), a living one counts as the owner.
+        """
+        lock = path / "LOCK"
+        try:
+            number = lock.read_text("ascii").strip()
+            inode = lock.stat()
+        except (OSError, UnicodeDecodeError):
+            return None
+        if not number.isdigit():
+            return None
+        try:
+            for fd in os.scandir(f"/proc/{number}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(fd.path), inode):  # noqa: PTH116  a link, followed
+                        return int(number)
+        except PermissionError:
+            return int(number)
+        except OSError:
+            return None
+        return None
+
     def close(self) -> None:
         """Gives the lock back; harmless when called again."""
         fd, self._lock_fd = self._lock_fd, None

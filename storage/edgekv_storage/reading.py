@@ -13,6 +13,7 @@ from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import RECORD_BYTES, Malformed
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.record import RecordTables, parse_tables
+from edgekv_storage.transfer import LOST
 
 if TYPE_CHECKING:
     from edgekv_storage.catalog import Known
@@ -55,7 +56,7 @@ class FileCache:
 
 
 class TablesRead(ReadJob):
-    """Reads and verifies the tables of one record; `wait` says whether `known.tables` is there."""
+    """Reads and verifies the tables of one record; `wait` says whether the record is damaged."""
 
     __slots__ = ("_data", "_done", "_error", "_header", "_number", "known")
 
@@ -78,10 +79,14 @@ class TablesRead(ReadJob):
         self._done.set()
 
     def wait(self) -> bool:
-        """False when the record cannot be believed."""
+        """False when the record cannot be believed, now and later.
+
+        True without `known.tables` where only this read failed (too many open files, a closed store): the
+        leaves are not found this time, and another time they are.
+        """
         self._done.wait()
         if self._error is not None:
-            return False
+            return self._error.errno not in LOST
         try:
             tables: RecordTables = parse_tables(bytes(self._data), self._header, self._number)
         except Malformed:

@@ -78,10 +78,12 @@ def find_segments(
             found.notices.append(f"{item.name} is not a plain file and was left alone")
             continue
         path = directory / item.name
-        segment = _from_row(path, row, item.stat(follow_symlinks=False).st_size) if row else None
+        status = item.stat(follow_symlinks=False)
+        segment = _from_row(path, row, status.st_size) if row else None
         if segment is None:
             segment = _adopt(path, row, indexed, found)
         if segment is not None:
+            segment.used_ns = status.st_mtime_ns
             found.segments.append(segment)
     found.gone += [(name, int(name[4:20], 16)) for name in known]
     return found

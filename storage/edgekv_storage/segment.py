@@ -6,6 +6,7 @@ what a crash left is cut to its good prefix and sealed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -57,11 +58,17 @@ class Segment:
     num_damaged: int = 0  # of num_records, left out when scanned
     synced: int = 0  # bytes known to have reached the drive
     entries: list[Entry] | None = field(default=None, repr=False)
+    used_ns: int = 0  # last append or lookup, since 1970; the file's time keeps it over a restart
 
     @property
     def live_bytes(self) -> int:
         """Bytes that count against the quota: what the file holds, or will hold once sealed."""
         return self.file_bytes if self.is_sealed else self.end + footer_bytes(self.num_records)
+
+    def keep_use(self) -> None:
+        """Makes `used_ns` the file's time, for the next start; a guess would do, so nothing is synced."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path, ns=(self.used_ns, self.used_ns), follow_symlinks=False)
 
 
 class SegmentWriter:

@@ -9,6 +9,7 @@ Lock order: flush, write, catalog. No lock but flush is held while waiting for a
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -87,7 +88,8 @@ class Store:
         """Opens or creates the store, recovering what a crash left.
 
         A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout
-        nothing can be appended or found, but everything can be forgotten and checked. Raises Locked (go on
+        nothing can be appended or found, but everything can be forgotten and checked. What lies above the
+        quota is evicted, the longest unused first, and a notice says so. Raises Locked (go on
         without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
         """
         if io not in IO_CHOICES:
@@ -122,6 +124,25 @@ class Store:
         self._indexing.commit(found.changed, found.records, gone=found.gone)
         self._readers = Readers(self._catalog, self._on_damage, use_direct=io != "buffered")
         self._flusher = Flusher(self.flush)
+        self._fit_quota()
+
+    def _fit_quota(self) -> None:
+        """The quota may be lower than the last time; nobody has places yet that would become stale."""
+        quota = self._writers.quota_bytes
+        if self.live_bytes <= quota:
+            return
+        try:
+            evicted = self.evict(quota)
+        except Unwritable as error:
+            self._notices.append(
+                f"more is kept on disk than the limit of {quota / 1e9:.1f} GB allows: {error}"
+            )
+            return
+        if evicted:
+            self._notices.append(
+                f"the disk limit is now {quota / 1e9:.1f} GB: the KV of {len(evicted)} conversation(s) not used "
+                "for longest was dropped; their text is kept, and they are computed again when opened"
+            )
 
     # Writing
 
@@ -154,6 +175,7 @@ class Store:
                 self._indexing.appended(
                     segment, RecordRow(segment.header.segment, number, entry, tables.keys)
                 )
+                self._catalog.touch(sequence_id, time.time_ns())
                 self._appended += len(keys) * layout.num_layers * layout.leaf_bytes
         self._flusher.wrote(entry.record_bytes)
         return places
@@ -191,7 +213,7 @@ class Store:
             for segment in segments:
                 self._readers.files.drop(segment.header.segment)
                 segment.path.unlink(missing_ok=True)
-            if segments and (path / "quarantine").is_dir():
+            if (path / "quarantine").is_dir():
                 for item in (path / "quarantine").iterdir():
                     item.unlink()
             sync_directory(path)
@@ -201,10 +223,15 @@ class Store:
             ) from error
 
     def evict(self, target_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
-        """Forgets whole sequences, the longest unused first, until `live_bytes` <= target; returns them."""
-        evicted = []
-        with self._catalog.lock:
-            candidates = [s for s in self._catalog.sequences() if s not in keep]
+        """Forgets whole sequences, the longest unused first, until `live_bytes` <= target; returns them.
+
+        Forgets none where even all but `keep` would not be enough. Raises Unwritable.
+        """
+        evicted: list[bytes] = []
+        live = self.sequences()
+        if sum(size for sequence_id, size in live.items() if sequence_id in keep) > target_bytes:
+            return evicted
+        candidates = [sequence_id for sequence_id in live if sequence_id not in keep]
         for sequence_id in candidates:
             if self.live_bytes <= target_bytes:
                 break
@@ -226,6 +253,9 @@ class Store:
         self._load(sequence_id)
         with self._catalog.lock:
             places = self._catalog.find(sequence_id, keys)
+            used = self._catalog.touch(sequence_id, time.time_ns())
+        if used is not None:
+            used.keep_use()
         self._readers.load_tables(places)
         ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
         at = 0
@@ -290,7 +320,7 @@ class Store:
             return self._catalog.live_bytes
 
     def sequences(self) -> dict[bytes, int]:
-        """Live bytes by sequence, the least recently appended to first."""
+        """Live bytes by sequence, the least recently used (appended to, looked up) first."""
         with self._catalog.lock:
             ids = self._catalog.sequences()
             return {i: sum(s.live_bytes for s in self._catalog.segments_of(i)) for i in ids}
@@ -335,6 +365,10 @@ class Store:
             self._indexing.commit_synced()
             with self._write_lock, self._catalog.lock:
                 self._is_closed = True
+                segments = list(self._catalog.segments.values())
+        for segment in segments:  # sealing was a write, but not a use
+            if segment.used_ns:
+                segment.keep_use()
         self._readers.close()
         self._indexing.close()
         if self._owns_directory:

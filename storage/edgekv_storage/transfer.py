@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _MERGE_BYTES = 1 << 20  # one read; more gains no bandwidth and costs parallelism
 _MERGE_PARTS = 512  # below IOV_MAX
-_LOST = frozenset({errno.EIO, errno.ENOENT, errno.ESTALE})  # will not read better the next time
+LOST = frozenset({errno.EIO, errno.ENOENT, errno.ESTALE})  # will not read better the next time
 
 
 class LeafPlace(NamedTuple):
@@ -159,7 +159,7 @@ class LeafJob(ReadJob):
                 faults = self._all("cancelled")
             elif error is not None:
                 faults = self._all(str(error))
-                if error.errno in _LOST:
+                if error.errno in LOST:
                     self.on_damage(
                         [f.place._replace(leaf=f.place.leaf + i) for f in self.runs for i in f.leaves()]
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
 from edgekv_storage import UnknownFormat
+from edgekv_storage.io import pread
 
 
 def _filled(data_dir, *turns: int) -> Model:
@@ -140,6 +142,37 @@ def test_swapped_segments_serve_nothing_wrong(data_dir):
         one.append(store, 1)
         store.forget(SEQUENCE)
         assert list((data_dir / "quarantine").iterdir()) == []
+
+
+def test_forgetting_empties_the_quarantine_though_no_segment_is_left(data_dir):
+    """Guards privacy: with every segment of the conversation in quarantine, `forget` left its bytes there."""
+    _filled(data_dir, 2)
+    _flip(segments_in(data_dir)[0], 60)
+    (data_dir / "index.db").unlink()
+    with open_store(data_dir) as store:
+        assert len(list((data_dir / "quarantine").iterdir())) == 1
+        assert store.forget(SEQUENCE) is False
+        assert list((data_dir / "quarantine").iterdir()) == []
+
+
+@pytest.mark.parametrize(("code", "is_found_later"), [(errno.EMFILE, True), (errno.EIO, False)])
+def test_tables_that_could_not_be_read_are_dead_only_if_the_drive_lost_them(
+    data_dir, monkeypatch, code, is_found_later
+):
+    """Guards good records: too many open files made a whole record dead for good."""
+    model = _filled(data_dir, 3)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with open_store(data_dir) as store:
+        monkeypatch.setattr(pread, "_read_into", refuse)
+        assert model.find(store) == []
+        monkeypatch.undo()
+        assert len(model.find(store)) == (3 if is_found_later else 0)
+        assert store.stats().damaged_leaves == (0 if is_found_later else 3)
+    with open_store(data_dir) as store:
+        assert len(model.find(store)) == (3 if is_found_later else 0)
 
 
 def test_foreign_and_newer_segments_are_left_alone(data_dir):

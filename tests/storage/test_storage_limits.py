@@ -34,6 +34,59 @@ def test_the_quota_is_a_limit_and_eviction_frees_it(data_dir):
         assert store.check() == []
 
 
+def test_an_eviction_that_cannot_be_enough_evicts_nothing(data_dir):
+    """Guards other conversations: they were all dropped for a target that what is kept exceeds alone."""
+    model, other = Model(TINY), Model(TINY, OTHER, seed=40)
+    with open_store(data_dir) as store:
+        model.append(store, 4)
+        other.append(store, 4)
+        kept = store.sequences()[SEQUENCE]
+        assert store.evict(kept - 1, keep=[SEQUENCE]) == []
+        assert store.evict(-1) == []
+        assert len(other.find(store)) == 4
+        assert store.evict(kept, keep=[SEQUENCE]) == [OTHER]
+
+
+def _three(data_dir, **options):
+    """A store with three conversations, `c` appended to last."""
+    models = {name: Model(TINY, name * 16, seed=40 + name[0]) for name in (b"a", b"b", b"c")}
+    store = open_store(data_dir, **options)
+    for model in models.values():
+        model.append(store, 3)
+    return store, models
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_eviction_takes_what_was_not_used_for_longest(data_dir, restarted):
+    """Guards long conversations that are read daily: the one begun first went first, whatever its use."""
+    store, models = _three(data_dir)
+    models[b"a"].find(store)
+    models[b"b"].append(store, 1)
+    models[b"a"].find(store)
+    expected = [b"c" * 16, b"b" * 16, b"a" * 16]
+    if restarted:
+        store.close()
+        store = open_store(data_dir)
+    with store:
+        assert list(store.sequences()) == expected
+        assert store.evict(store.live_bytes - 1) == expected[:1]
+
+
+def test_a_lower_quota_is_kept_from_the_start(data_dir):
+    """Guards the limit on disk: what an earlier, higher one had let in stayed for ever."""
+    store, models = _three(data_dir)
+    models[b"a"].find(store)
+    quota = store.live_bytes - 1
+    store.close()
+    with open_store(data_dir, quota_bytes=quota) as store:
+        assert store.live_bytes <= quota
+        assert list(store.sequences()) == [b"c" * 16, b"a" * 16]
+        (notice,) = store.take_notices()
+        assert "the KV of 1 conversation(s)" in notice
+        assert len(models[b"a"].find(store)) == 3
+    assert len(segments_in(data_dir)) == 2
+
+
 def test_the_free_space_floor(data_dir):
     """Guards the user's drive: with less free than the floor, nothing is written."""
     with open_store(data_dir, free_floor_bytes=1 << 60) as store:

@@ -17,12 +17,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StoreClosed
+from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import PAGE, round_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from edgekv_storage.files import SegmentFile
     from edgekv_storage.io.protocol import ReadJob
 
 _log = logging.getLogger(__name__)
@@ -33,10 +34,32 @@ def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
+NUM_THREADS = 16
+
+
+def reader_name(*, use_direct: bool, num_threads: int = NUM_THREADS) -> str:
+    """What `doctor` shows of a reader, made or not."""
+    return f"pread ({num_threads} threads, {'O_DIRECT' if use_direct else 'page cache'})"
+
+
+def reads_directly(path: Path) -> bool:
+    """Whether direct reads of this file work; a file system may take the flag and refuse the read."""
+    file = SegmentFile(path, use_direct=True)
+    try:
+        fd = file.direct
+        if fd is not None:
+            os.preadv(fd, [mmap.mmap(-1, PAGE)], 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return fd is not None
+
+
 class PreadReader:
     """`use_direct=False` reads through the page cache only."""
 
-    def __init__(self, num_threads: int = 16, *, use_direct: bool = True) -> None:
+    def __init__(self, num_threads: int = NUM_THREADS, *, use_direct: bool = True) -> None:
         self._use_direct = use_direct
         self._queue: list[tuple[int, int, ReadJob]] = []
         self._count = 0
@@ -50,8 +73,7 @@ class PreadReader:
     @property
     def name(self) -> str:
         """What `doctor` shows."""
-        kind = "O_DIRECT" if self._use_direct else "page cache"
-        return f"pread ({self._max_threads} threads, {kind})"
+        return reader_name(use_direct=self._use_direct, num_threads=self._max_threads)
 
     def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
         """Queues jobs and returns. Raises StoreClosed."""
