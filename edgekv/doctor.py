@@ -61,10 +61,9 @@ def examine(config: Config) -> list[Finding]:
     findings += [
         Finding("host_budget", _gib(config.host_budget)),
         Finding("disk_budget", _gib(config.disk_budget)),
-        Finding("io", config.io, "asked for" if config.io != "auto" else "direct reads where possible"),
         _memory_bandwidth(),
     ]
-    return [*findings, *_guarded("disk_read", lambda: [_disk_bandwidth(config)])]
+    return [*findings, *_guarded("io", lambda: _disk(config))]
 
 
 def _guarded(name: str, find: Callable[[], list[Finding]]) -> Iterator[Finding]:
@@ -175,12 +174,17 @@ def _data_dir(path: Path) -> list[Finding]:
 def _data_dir_state(path: Path) -> Finding:
     from edgekv_storage import DataDir, StorageError  # noqa: PLC0415  only where there is a directory
 
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding("data_dir", str(path), "it cannot be written", is_fine=False)
     if not (path / "LOCK").exists():
-        return Finding("data_dir", str(path), "no store in it yet", is_fine=os.access(path, os.W_OK))
+        return Finding("data_dir", str(path), "no store in it yet")
     try:
-        DataDir.open(path).close()
+        DataDir.open_read_only(path).close()
     except StorageError as error:
         return Finding("data_dir", str(path), str(error), is_fine=False)
+    owner = DataDir.owner(path)
+    if owner is not None:
+        return Finding("data_dir", str(path), f"in use by process {owner}", is_fine=False)
     return Finding("data_dir", str(path), "writable, not in use")
 
 
@@ -202,29 +206,61 @@ def _memory_bandwidth() -> Finding:
     return Finding("memory_read", f"{best / 1e9:.1f} GB/s", f"{torch.get_num_threads()} threads, best pass")
 
 
-def _disk_bandwidth(config: Config) -> Finding:
-    """Direct reads of the model file, 1 MiB each, one at a time (writing would wear the drive)."""
-    path = resolve_model(config.model, config.data_dir)
-    flags = os.O_RDONLY | getattr(os, "O_DIRECT", 0)
-    fd = os.open(path, flags)
+def _disk(config: Config) -> list[Finding]:
+    """How the store will read and how fast its drive is, tried on a file that is there already.
+
+    Nothing is written: a data directory that is not there yet is judged by the model file if both lie on
+    the same drive.
+    """
+    from edgekv_storage import reader_name, reads_directly  # noqa: PLC0415  numpy comes with it
+
+    file = _file_on_drive(config)
+    use_direct = config.io != "buffered"
+    why = "asked for" if config.io != "auto" else "direct reads where the drive has them"
+    if file is None:
+        why += "; not tried: there is no file of 1 MiB on the data directory's drive yet"
+        unknown = Finding("disk_read", "not measured", "no file of 1 MiB on the data directory's drive yet")
+        return [Finding("io", reader_name(use_direct=use_direct), why), unknown]
+    if use_direct and not reads_directly(file):
+        use_direct, why = False, f"the drive of {config.data_dir} refuses direct reads"
+    return [
+        Finding("io", reader_name(use_direct=use_direct), why),
+        _disk_bandwidth(file, use_direct=use_direct),
+    ]
+
+
+def _file_on_drive(config: Config) -> Path | None:
+    """The largest segment, else the model file where it lies on the data directory's drive."""
+    folder = config.data_dir
+    sizes = {path: path.lstat().st_size for path in folder.glob("seg-*.kv") if path.is_file()}
+    best = max(sizes, key=sizes.__getitem__, default=None)
+    if best is not None and sizes[best] >= DISK_READ_BYTES:
+        return best
+    drive = next(path for path in (folder, *folder.parents) if path.exists()).stat().st_dev
     try:
-        size = os.fstat(fd).st_size
-        if size < DISK_READ_BYTES:
-            return Finding("disk_read", "not measured", f"the model file is smaller than 1 MiB: {path}")
+        model = resolve_model(config.model, folder)
+    except EdgeKVError:  # its own finding says why
+        return None
+    status = model.stat()
+    return model if status.st_dev == drive and status.st_size >= DISK_READ_BYTES else None
+
+
+def _disk_bandwidth(path: Path, *, use_direct: bool) -> Finding:
+    """Reads of 1 MiB, one at a time, as the store would (writing would wear the drive)."""
+    fd = os.open(path, os.O_RDONLY | (getattr(os, "O_DIRECT", 0) if use_direct else 0))
+    try:
+        last = os.fstat(fd).st_size - DISK_READ_BYTES
         buffer = _aligned_buffer(DISK_READ_BYTES)
         began = time.perf_counter()
         offset = total = 0
         while time.perf_counter() - began < MEASURE_S:
             total += os.preadv(fd, [buffer], offset)
-            offset += DISK_READ_BYTES
-            if offset + DISK_READ_BYTES > size:
-                offset = 0
+            offset = offset + DISK_READ_BYTES if offset + DISK_READ_BYTES <= last else 0
         rate = total / (time.perf_counter() - began)
     finally:
         os.close(fd)
-    return Finding(
-        "disk_read", f"{rate / 1e6:.0f} MB/s", f"the model's drive, direct, 1 MiB serial: {path.parent}"
-    )
+    how = "direct" if use_direct else "through the page cache, so perhaps from memory"
+    return Finding("disk_read", f"{rate / 1e6:.0f} MB/s", f"{how}, 1 MiB serial: {path}")
 
 
 def _aligned_buffer(size: int) -> memoryview:
