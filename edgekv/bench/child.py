@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class Task(msgspec.Struct, forbid_unknown_fields=True):
-    """What to do: `load` the model, `store` ids in a fresh store, or `steps` after ids under the limits.
+    """What to do: `load` the model, `store` ids in a fresh store, `talk` them in a fresh data directory
+    (a conversation whose first message is the ids' text), or `steps` after ids under the limits.
 
     `steps` writes float32 logits `[len(forced), vocab]` to the file `logits`.
     """
@@ -41,6 +42,7 @@ class Answer(msgspec.Struct, forbid_unknown_fields=True):
 
     error: str = ""
     reused_tokens: int = 0
+    context_tokens: int = 0
     device_peak_bytes: int = 0
     host_peak_bytes: int = 0
     disk_peak_bytes: int = 0

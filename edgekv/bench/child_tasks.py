@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekv.bench import talk
 from edgekv.bench.memory import MemoryPeak
 from edgekv.bench.setting import Setting, generate
 from edgekv.bench.steps import forced_steps
@@ -21,6 +22,8 @@ def run(task: Task) -> Answer:
 
     config = Config().replace({**task.options, "model": task.model})
     setting = Setting(config)
+    if task.kind == "talk":  # its Runtime loads the model itself
+        return Answer(context_tokens=talk.store(setting, Path(task.store), task.ids))
     with MemoryPeak() as loading:
         weights = decoder_bytes(setting.model.decoder)
     answer = Answer(weights_bytes=weights, load_peak_bytes=loading.bytes or 0)

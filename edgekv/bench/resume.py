@@ -1,22 +1,27 @@
 """`bench resume`: a long conversation that another process stored, opened again, and its next answer's first token.
 
-Time to first token runs from the request on a loaded model whose store is open, the conversation not in
-memory. Beside it: the same from nothing by both programs, and llama.cpp restoring the state it saved itself.
+Time to first token runs from asking a loaded Runtime, whose store is open, for a conversation that is not in
+memory, and includes reading its transcript, the template, tokenizing and the queue. Beside it: the same
+tokens from nothing by both programs, and llama.cpp restoring the state it saved itself, both from ready ids.
+Where no tokenizer is installed the engine alone resumes ids, and every row's `text` says so.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from edgekv.bench import talk
 from edgekv.bench.alternate import alternate
 from edgekv.bench.child import run_child
 from edgekv.bench.inside import store_of
 from edgekv.bench.page_cache import drop_page_cache
 from edgekv.bench.prefill import ours_once, peer_once
 from edgekv.bench.setting import generate
+from edgekv.bench.text import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from edgekv.bench.setting import Setting
 
 CONTEXT = 7936
-COLD_RUNS = 3
+COLD_RUNS = 5
 _WARM_UP = 512
 
 
@@ -52,12 +57,19 @@ def measure(
     """All rows of one context."""
     longest = max(len(turn) for turn in setting.text.turns)
     setting.check_room(context + longest + 1)
+    has_text = setting.text.name != RANDOM
     ids, figures = setting.text.take(context), _Figures()
     with setting.scratch() as folder:
-        run_child("store", setting.config, setting.model_path, store=str(folder / "store"), ids=ids)
+        run_child(
+            "talk" if has_text else "store",
+            setting.config,
+            setting.model_path,
+            store=str(folder / "store"),
+            ids=ids,
+        )
         with setting.peer(context + longest + 1) as peer:
             _cold(setting, ids, peer, cold_runs, figures)
-            _resumes(_Resume(setting, ids, folder), peer, runs, figures)
+            _resumes(_Resume(setting, ids, folder, has_text), peer, runs, figures)
         for _ in range(min(runs, 3)):
             start = time.perf_counter()
             run_child("load", setting.config, setting.model_path)
@@ -84,10 +96,16 @@ class _Resume:
     setting: Setting
     ids: list[int]
     folder: Path
+    has_text: bool
 
     def ours(self, number: int, figures: _Figures, *, drop: bool) -> float:
         """Each turn begins differently, so that what a run before stored is of no use to this one."""
         store = self.folder / "store"
+        if self.has_text:
+            found = talk.resume(self.setting, store, len(self.ids), number, drop=drop)
+            figures.read.append(found.bytes_read)
+            figures.reused.append(found.reused_tokens)
+            return found.ttft_s
         whole = self.ids + self.setting.text.turns[number % len(self.setting.text.turns)]
         if drop:
             drop_page_cache(store)
@@ -124,6 +142,8 @@ def _resumes(resume: _Resume, peer: LlamaCpp | None, runs: int, figures: _Figure
 
 def _rows(setting: Setting, context: int, figures: _Figures, machine: Mapping[str, object]) -> list[Row]:
     labels = setting.labels(context)
+    if setting.text.name == RANDOM:
+        labels = dataclasses.replace(labels, text=f"{RANDOM}, engine alone (no tokenizer)")
     rows = [
         labels.measured("resume_ttft_s", "s", figures.resumed, figures.peer_cold, better="lower"),
         labels.measured("cold_ttft_s", "s", figures.cold, figures.peer_cold, better="lower"),

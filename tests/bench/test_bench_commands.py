@@ -4,6 +4,7 @@ import pytest
 
 from edgekv.bench.text import has_bindings
 from edgekv.errors import ModelLoadError
+from edgekv.runtime import Runtime
 
 needs_peer = pytest.mark.skipif(not has_bindings(), reason="llama-cpp-python is not installed")
 
@@ -65,6 +66,39 @@ def test_resume_reuses_all_that_was_stored_in_every_run(bench, data_dir):
         rows["cold_ttft_s"]["ours"] / rows["resume_ttft_s"]["ours"]
     )
     assert list(data_dir.iterdir()) == [], "the stored conversation and the peer's state are gone"
+
+
+@pytest.mark.usefixtures("children_in_process")
+def test_resume_without_a_tokenizer_says_that_the_engine_ran_alone(bench, monkeypatch):
+    """Figures of the engine alone must not pass for those of a whole Runtime."""
+
+    def missing():
+        raise ModelLoadError("llama-cpp-python is not installed")
+
+    monkeypatch.setattr("edgekv.models.llama_vocab.load_bindings", missing)
+    code, report = bench("resume", "--context", "64", "--runs", "1", "--cold-runs", "1")
+    assert code == 0
+    assert {row["text"] for row in report["rows"]} == {"random ids, engine alone (no tokenizer)"}
+    assert rows_by_metric(report)["reused_tokens"]["ours"] == 64
+
+
+@needs_peer
+@pytest.mark.usefixtures("children_in_process")
+def test_resume_asks_a_runtime_for_a_conversation(bench, monkeypatch):
+    """An engine given ids leaves out the transcript, the template, the tokenizer and the queue."""
+    asked = []
+    real = Runtime.conversation
+
+    def conversation(self, name=None, **options):
+        asked.append((name, options.get("private", False)))
+        return real(self, name, **options)
+
+    monkeypatch.setattr(Runtime, "conversation", conversation)
+    code, report = bench("resume", "--context", "250", "--runs", "2", "--cold-runs", "1")
+    assert code == 0
+    assert asked == [("bench", False)] + [(None, True), ("bench", False)] * 5  # warm-up, 2 cold, 2 warm
+    reused = rows_by_metric(report)["reused_tokens"]["ours"]
+    assert 250 - 15 <= reused <= 250 + 15, "the leaf that the new turn begins in may be an earlier run's"
 
 
 @pytest.mark.usefixtures("children_in_process")
