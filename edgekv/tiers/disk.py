@@ -119,8 +119,9 @@ class DiskTier:
             return self.store.append(sequence_id, keys, parent, token_ids, leaves)
         except QuotaExceeded:
             needed = len(keys) * self.shape.column_bytes
-            target = int(self.store.stats().quota_bytes * 0.9) - needed
-            evicted = self.store.evict(target, keep={sequence_id, self.active_id or sequence_id})
+            quota, keep = self.store.stats().quota_bytes, {sequence_id, self.active_id or sequence_id}
+            roomy, tight = int(quota * 0.9) - needed, quota - needed - needed // 32
+            evicted = self.store.evict(roomy, keep=keep) or self.store.evict(tight, keep=keep)
             if not evicted:
                 raise
             self._evicted += evicted
