@@ -48,4 +48,4 @@ def test_fidelity(data_dir):
     assert done.returncode == 0, done.stdout + done.stderr
     ours = {row["metric"]: row["ours"] for row in json.loads(done.stdout)["rows"]}
     assert ours["kl_nats"] <= 0.01
-    assert ours["top1_agreement_reference"] >= 0.985
+    assert ours["top1_agreement_reference"] >= 0.99
