@@ -62,16 +62,16 @@ class TablesRead(ReadJob):
 
     def __init__(self, file: SegmentFile, header: SegmentHeader, number: int, known: Known) -> None:
         self._data = bytearray(RECORD_BYTES + known.entry.table_bytes)
-        super().__init__(file, known.entry.offset, [memoryview(self._data)], buffered=True)
+        super().__init__(file, known.entry.offset, buffered=True)
         self._header = header
         self._number = number
         self._error: OSError | None = None
         self._done = threading.Event()
         self.known = known
 
-    def is_wanted(self) -> bool:
-        """Always."""
-        return True
+    def begin(self) -> list[memoryview]:
+        """Its own memory, always."""
+        return [memoryview(self._data)]
 
     def finish(self, error: OSError | None) -> None:
         """Wakes the waiter, in whose thread the tables are verified."""

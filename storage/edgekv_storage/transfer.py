@@ -140,22 +140,20 @@ class LeafJob(ReadJob):
         self, runs: list[LeafRun], transfer: Transfer, on_damage: Callable[[list[LeafPlace]], None]
     ) -> None:
         first = runs[0]
-        super().__init__(
-            first.file, first.offset, [r.out for r in runs], buffered=any(r.buffered for r in runs)
-        )
+        super().__init__(first.file, first.offset, buffered=any(r.buffered for r in runs))
         self.runs = runs
         self.transfer = transfer
         self.on_damage = on_damage
 
-    def is_wanted(self) -> bool:
-        """Not after the transfer was cancelled."""
-        return not self.transfer.is_cancelled
+    def begin(self) -> list[memoryview] | None:
+        """The callers' memory; None after the transfer was cancelled."""
+        return None if self.transfer.is_cancelled else [run.out for run in self.runs]
 
     def finish(self, error: OSError | None) -> None:
         """Verifies, reports damage to the store, and counts the job off its transfer."""
         faults: list[LeafFault] = []
         try:
-            if not self.is_wanted():
+            if self.transfer.is_cancelled:
                 faults = self._all("cancelled")
             elif error is not None:
                 faults = self._all(str(error))

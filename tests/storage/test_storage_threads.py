@@ -74,14 +74,13 @@ def test_higher_priority_goes_first(data_dir):
 
     class Job(ReadJob):
         def __init__(self, name: str) -> None:
-            super().__init__(None, 0, [])
+            super().__init__(None, 0)
             self.name = name
 
-        def is_wanted(self) -> bool:
+        def begin(self) -> None:
             if self.name == "first":
                 started.set()
                 release.wait(20)
-            return False
 
         def finish(self, error: OSError | None) -> None:
             order.append(self.name)

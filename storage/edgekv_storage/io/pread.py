@@ -1,7 +1,7 @@
 """Reads by a pool of threads in `preadv`, which lets go of the GIL while it waits.
 
 Direct I/O goes straight into the caller's memory where file offset, addresses and lengths are page-aligned,
-through an aligned buffer of the thread where they are not, and through the page cache where the file system
+through a pooled aligned buffer where they are not, and through the page cache where the file system
 refuses it or the bytes have not reached the drive. Sixteen threads reach about what io_uring does at 256 KiB.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from edgekv_storage.errors import StoreClosed
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import PAGE, round_up
+from edgekv_storage.io.buffers import BufferPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from edgekv_storage.io.protocol import ReadJob
 
 _log = logging.getLogger(__name__)
-_BOUNCE_BYTES = 1 << 20  # kept per thread; a larger read takes a buffer of its own
 
 
 def _address(view: memoryview) -> int:
@@ -68,7 +68,7 @@ class PreadReader:
         self._ready = threading.Condition()
         self._max_threads = num_threads
         self._threads: list[threading.Thread] = []
-        self._local = threading.local()
+        self._pool = BufferPool()
 
     @property
     def name(self) -> str:
@@ -112,55 +112,55 @@ class PreadReader:
     def _run(self) -> None:
         while (job := self._take()) is not None:
             error: OSError | None = None
-            if job.is_wanted():
-                try:
-                    self._read(job)
-                except OSError as failure:
-                    error = failure
-                except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
-                    _log.exception("a read failed on our side")
-                    error = OSError(errno.EIO, f"{failure}")
+            try:
+                buffers = job.begin()
+                if buffers is None:
+                    error = OSError(errno.ECANCELED, "no longer wanted")
+                else:
+                    self._read(job, buffers)
+            except OSError as failure:
+                error = failure
+            except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
+                _log.exception("a read failed on our side")
+                error = OSError(errno.EIO, f"{failure}")
             job.finish(error)
+            buffers = None
             del job  # the last reference may close the file
 
-    def _read(self, job: ReadJob) -> None:
+    def _read(self, job: ReadJob, buffers: list[memoryview]) -> None:
         fd = job.file.direct if self._use_direct and not job.buffered else None
         if fd is None:
-            _read_into(job.file.buffered, job.buffers, job.offset)
+            _read_into(job.file.buffered, buffers, job.offset)
             return
         try:
-            if _is_aligned(job):
-                _read_direct(fd, job.file, job.buffers, job.offset)
+            if _is_aligned(job.offset, buffers):
+                _read_direct(fd, job.file, buffers, job.offset)
             else:
-                self._read_bounced(fd, job)
+                self._read_bounced(fd, job, buffers)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             job.file.use_direct = False  # opened with O_DIRECT, but refuses to read so
-            _read_into(job.file.buffered, job.buffers, job.offset)
+            _read_into(job.file.buffered, buffers, job.offset)
 
-    def _read_bounced(self, fd: int, job: ReadJob) -> None:
-        total = sum(len(b) for b in job.buffers)
+    def _read_bounced(self, fd: int, job: ReadJob, buffers: list[memoryview]) -> None:
+        total = sum(len(b) for b in buffers)
         start = job.offset - job.offset % PAGE
-        with self._bounce(round_up(job.offset + total - start)) as aligned:
+        aligned = self._pool.take(round_up(job.offset + total - start))
+        try:
             _read_direct(fd, job.file, [aligned], start)
             at = job.offset - start
-            for buffer in job.buffers:
+            for buffer in buffers:
                 buffer[:] = aligned[at : at + len(buffer)]
                 at += len(buffer)
-
-    def _bounce(self, num_bytes: int) -> memoryview:
-        if num_bytes > _BOUNCE_BYTES:
-            return memoryview(mmap.mmap(-1, num_bytes))
-        if not hasattr(self._local, "bounce"):
-            self._local.bounce = mmap.mmap(-1, _BOUNCE_BYTES)
-        return memoryview(self._local.bounce)[:num_bytes]
+        finally:
+            self._pool.give(aligned)
 
 
-def _is_aligned(job: ReadJob) -> bool:
-    if job.offset % PAGE:
+def _is_aligned(offset: int, buffers: list[memoryview]) -> bool:
+    if offset % PAGE:
         return False
-    return all(len(b) % PAGE == 0 and _address(b) % PAGE == 0 for b in job.buffers)
+    return all(len(b) % PAGE == 0 and _address(b) % PAGE == 0 for b in buffers)
 
 
 def _read_direct(fd: int, file: SegmentFile, buffers: list[memoryview], offset: int) -> None:

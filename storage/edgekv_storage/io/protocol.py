@@ -12,28 +12,32 @@ if TYPE_CHECKING:
 
 
 class ReadJob(ABC):
-    """One contiguous read of a file into buffers, filled in order.
+    """One contiguous read of a file from `offset` on.
 
     `buffered` asks for the page cache: the bytes may not be on the drive yet.
     """
 
-    __slots__ = ("buffered", "buffers", "file", "offset")
+    __slots__ = ("buffered", "file", "offset")
 
-    def __init__(
-        self, file: SegmentFile, offset: int, buffers: list[memoryview], *, buffered: bool = False
-    ) -> None:
+    def __init__(self, file: SegmentFile, offset: int, *, buffered: bool = False) -> None:
         self.file = file
         self.offset = offset
-        self.buffers = buffers
         self.buffered = buffered
 
     @abstractmethod
-    def is_wanted(self) -> bool:
-        """False: skip the read and finish (asked just before it starts)."""
+    def begin(self) -> list[memoryview] | None:
+        """Writable memory to be filled in order, or None: no longer wanted.
+
+        Called once at most, from a reader's thread, just before the read starts: memory taken here is held by
+        reads in flight only, however many wait. Raises OSError; `finish` is called then too.
+        """
 
     @abstractmethod
     def finish(self, error: OSError | None) -> None:
-        """Called exactly once, from a reader's thread, when the buffers will not be touched any more."""
+        """Called exactly once, from a reader's thread, when the memory will not be touched any more.
+
+        `error` is ECANCELED where `begin` returned None or was not reached.
+        """
 
 
 class Reader(Protocol):
