@@ -5,20 +5,21 @@ Reads only. Slow on purpose: every checksum of every leaf is computed.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from edgekv_storage.files import SegmentFile, read_exactly
+from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import PAGE, Malformed
+from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.segment import read_header, scan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.format import Entry
+    from edgekv_storage.io.disk import Disk
     from edgekv_storage.record import RecordTables
 
 
@@ -31,9 +32,9 @@ class Problem:
     reason: str
 
 
-def check_segment(path: Path, *, end: int | None = None) -> list[Problem]:
+def check_segment(path: Path, *, end: int | None = None, disk: Disk = OS_DISK) -> list[Problem]:
     """Problems of one segment; `end` is where an unsealed one should end (None: wherever it does)."""
-    file = SegmentFile(path, use_direct=False)
+    file = SegmentFile(path, use_direct=False, disk=disk)
     try:
         header = read_header(file)
         found = scan(file, header)
@@ -46,7 +47,7 @@ def check_segment(path: Path, *, end: int | None = None) -> list[Problem]:
         return [Problem(path.name, 0, str(reason))]
     except OSError as error:
         return [Problem(path.name, 0, f"cannot be read: {error.strerror}")]
-    size = os.fstat(file.buffered).st_size
+    size = file.num_bytes
     if size % PAGE:
         problems.append(Problem(path.name, size, "the file does not end on a page"))
     return problems
@@ -55,15 +56,13 @@ def check_segment(path: Path, *, end: int | None = None) -> list[Problem]:
 def _check_record(file: SegmentFile, entry: Entry, tables: RecordTables) -> list[tuple[int, str]]:
     problems = []
     for section in tables.sections:
-        data = read_exactly(file.buffered, section.num_bytes, entry.offset + section.offset)
+        data = file.read(section.num_bytes, entry.offset + section.offset)
         if xxhash.xxh3_128_digest(data) != section.tag:
             problems.append((entry.offset + section.offset, f"section {section.kind} is damaged"))
     layers, leaf_bytes, _ = tables.header.layout_shape
     for layer in range(layers):
         for leaf in range(entry.num_leaves):
             at = entry.offset + tables.kv_offset(layer, leaf)
-            if xxhash.xxh3_128_digest(read_exactly(file.buffered, leaf_bytes, at)) != tables.tags_of(
-                layer, leaf, 1
-            ):
+            if xxhash.xxh3_128_digest(file.read(leaf_bytes, at)) != tables.tags_of(layer, leaf, 1):
                 problems.append((at, f"leaf {leaf} of layer {layer} is damaged"))
     return problems

@@ -1,52 +1,50 @@
 """Opening and writing private files: 0600, never through a symbolic link, all bytes or an error.
 
-Knows the operating system; not the format. A SegmentFile is closed when its last user lets go of it, so a
+Knows the disk it was given; not the format. A SegmentFile is closed when its last user lets go of it, so a
 reader can never meet a descriptor number that was closed and given to another file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import threading
 from typing import TYPE_CHECKING
 
+from edgekv_storage.io.disk import NO_ROOM, OS_DISK, Buffer
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-Buffer = bytes | bytearray | memoryview
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+    from edgekv_storage.io.disk import Disk
+
+__all__ = ["NO_ROOM", "Buffer", "SegmentFile", "open_private", "sync_directory", "write_all"]
 _IOV_MAX = 1024
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: blocks are reserved, the file's size stays what was written
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def open_private(path: Path, flags: int) -> int:
     """File descriptor; created files are 0600. Raises OSError (ELOOP for a symbolic link)."""
-    return os.open(path, flags | _FLAGS, 0o600)
+    return OS_DISK.open(path, flags)
 
 
-def read_exactly(fd: int, num_bytes: int, offset: int) -> bytes:
-    """Fewer bytes only at the end of the file."""
-    parts = []
-    while num_bytes > 0 and (part := os.pread(fd, num_bytes, offset)):
-        parts.append(part)
-        offset += len(part)
-        num_bytes -= len(part)
-    return b"".join(parts)
+def sync_directory(path: Path) -> None:
+    """Makes created and removed names durable; a file system that cannot do this is tolerated."""
+    OS_DISK.sync_directory(path)
 
 
-def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+def write_all(disk: Disk, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
     """Writes every byte at `offset` and returns their number. Raises OSError; a part may then be written."""
     start = offset
     pending = [memoryview(b).cast("B") for b in buffers if len(b)]
     first = 0
     while first < len(pending):
         batch = pending[first : first + _IOV_MAX]
-        written = os.pwritev(fd, batch, offset)
+        try:
+            written = disk.pwritev(fd, batch, offset)
+        except InterruptedError:
+            continue
         if written <= 0:
             raise OSError(errno.EIO, "the drive accepted no bytes")
         offset += written
@@ -58,41 +56,14 @@ def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
     return offset - start
 
 
-def sync_directory(path: Path) -> None:
-    """Makes created and removed names durable; a file system that cannot do this is tolerated."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def preallocate(fd: int, offset: int, num_bytes: int) -> bool:
-    """Reserves blocks behind the file's end without growing it; False where the file system cannot.
-
-    Raises OSError (ENOSPC early, before anything was written). `os.posix_fallocate` would grow the file, and
-    a scan after a crash could no longer tell written bytes from reserved ones.
-    """
-    result = _libc.fallocate(fd, _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(num_bytes))
-    if result == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in NO_ROOM:
-        raise OSError(code, os.strerror(code))
-    return False
-
-
 class SegmentFile:
     """One file for reading: a buffered descriptor, and a direct one where the file system allows it."""
 
-    __slots__ = ("_buffered", "_direct", "_lock", "path", "use_direct")
+    __slots__ = ("__weakref__", "_buffered", "_direct", "_lock", "disk", "path", "use_direct")
 
-    def __init__(self, path: Path, *, use_direct: bool) -> None:
+    def __init__(self, path: Path, *, use_direct: bool, disk: Disk = OS_DISK) -> None:
         self.path = path
+        self.disk = disk
         self.use_direct = use_direct and hasattr(os, "O_DIRECT")
         self._lock = threading.Lock()
         self._buffered = -1
@@ -104,9 +75,7 @@ class SegmentFile:
         if self._buffered < 0:
             with self._lock:
                 if self._buffered < 0:
-                    fd = open_private(self.path, os.O_RDONLY)
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-                    self._buffered = fd
+                    self._buffered = self.disk.open_reading(self.path, direct=False)
         return self._buffered
 
     @property
@@ -120,15 +89,41 @@ class SegmentFile:
 
     def _open_direct(self) -> int:
         try:
-            return open_private(self.path, os.O_RDONLY | os.O_DIRECT)
+            return self.disk.open_reading(self.path, direct=True)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self.use_direct = False
             return -1
 
+    def read(self, num_bytes: int, offset: int) -> bytes:
+        """Through the page cache; fewer bytes only at the end of the file. Raises OSError."""
+        fd = self.buffered
+        parts = []
+        while num_bytes > 0:
+            try:
+                part = self.disk.pread(fd, num_bytes, offset)
+            except InterruptedError:
+                continue
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            num_bytes -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file now. Raises OSError."""
+        return self.disk.size(self.buffered)
+
+    def hold(self) -> None:
+        """Opens what is not open yet: from now on it can be read although its name is removed."""
+        with contextlib.suppress(OSError):
+            _ = self.buffered, self.direct
+
     def __del__(self) -> None:
         for fd in (self._buffered, self._direct):
             if fd >= 0:
                 with contextlib.suppress(OSError):
-                    os.close(fd)
+                    self.disk.close(fd)

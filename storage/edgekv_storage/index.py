@@ -7,7 +7,6 @@ missing file is rebuilt from the segments. Knows SQLite; not what is in a leaf.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from edgekv_storage.files import open_private
 from edgekv_storage.format import KEY_BYTES, Entry
+from edgekv_storage.io.disk import OS_DISK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from edgekv_storage.io.disk import Disk
 
 _VERSION = 1
 _SCHEMA = f"""
@@ -68,8 +69,9 @@ def _sum(*values: object) -> int:
 class Index:
     """Any thread; a lock inside. Every method raises IndexBroken."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = OS_DISK) -> None:
         self.path = path
+        self._disk = disk
         self._lock = threading.Lock()
         self.bytes_written = 0
         self._wal = path.with_name(path.name + "-wal")
@@ -77,8 +79,7 @@ class Index:
             self._db = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
-        os.close(open_private(self.path, os.O_RDWR | os.O_CREAT))
-        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+        db = self._disk.database(self.path)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA secure_delete = ON")
@@ -172,12 +173,6 @@ class Index:
             return self._wal.stat().st_size
         except OSError:
             return 0
-
-
-def remove(path: Path) -> None:
-    """Deletes an index and SQLite's files beside it."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.index import Index, IndexBroken, RecordRow, remove
+from edgekv_storage.index import Index, IndexBroken, RecordRow
 from edgekv_storage.recover import record_rows, segment_row
 from edgekv_storage.segment import scan
 from edgekv_storage.transfer import LeafPlace
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.catalog import Catalog
     from edgekv_storage.index import SegmentRow
+    from edgekv_storage.io.disk import Disk
     from edgekv_storage.segment import Segment
 
 
@@ -30,7 +31,8 @@ class Indexing:
     Guarded by the catalog's lock.
     """
 
-    def __init__(self, path: Path, catalog: Catalog, notices: list[str]) -> None:
+    def __init__(self, disk: Disk, path: Path, catalog: Catalog, notices: list[str]) -> None:
+        self._disk = disk
         self._path = path
         self._catalog = catalog
         self._notices = notices
@@ -50,7 +52,7 @@ class Indexing:
         for is_last in (False, True):
             index: Index | None = None
             try:
-                index = Index(self._path)
+                index = Index(self._path, self._disk)
                 rows = index.segments()
             except (IndexBroken, OSError) as reason:
                 if index is not None:
@@ -61,7 +63,7 @@ class Indexing:
                     )
                     break
                 self._notices.append(f"the index is rebuilt from the segments ({reason})")
-                remove(self._path)
+                self._disk.remove_database(self._path)
             else:
                 self._index = index
                 return rows
@@ -90,7 +92,7 @@ class Indexing:
         rows = []
         for segment in segments:
             with contextlib.suppress(OSError):  # a file that is gone has no leaves
-                found = scan(SegmentFile(segment.path, use_direct=False), segment.header)
+                found = scan(SegmentFile(segment.path, use_direct=False, disk=self._disk), segment.header)
                 rows += record_rows(segment.header.segment, found)
         return rows
 
@@ -160,7 +162,7 @@ class Indexing:
             self._notices.append(f"the index failed ({reason}); the next start rebuilds it from the segments")
             index.close()
             with contextlib.suppress(OSError):
-                remove(self._path)
+                self._disk.remove_database(self._path)
 
     def close(self) -> None:
         """Never raises."""

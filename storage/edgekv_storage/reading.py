@@ -8,9 +8,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import RECORD_BYTES, Malformed
+from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.record import RecordTables, parse_tables
 from edgekv_storage.transfer import LOST
@@ -18,6 +20,7 @@ from edgekv_storage.transfer import LOST
 if TYPE_CHECKING:
     from edgekv_storage.catalog import Known
     from edgekv_storage.format import SegmentHeader
+    from edgekv_storage.io.disk import Disk
     from edgekv_storage.segment import Segment
 
 _MAX_FILES = 128  # two descriptors each, well below the usual limit of 1,024
@@ -26,10 +29,12 @@ _MAX_FILES = 128  # two descriptors each, well below the usual limit of 1,024
 class FileCache:
     """Open segments, the least recently used let go; readers in flight keep theirs open."""
 
-    def __init__(self, *, use_direct: bool) -> None:
+    def __init__(self, *, use_direct: bool, disk: Disk = OS_DISK) -> None:
+        self._disk = disk
         self._use_direct = use_direct
         self._lock = threading.Lock()
         self._files: OrderedDict[int, SegmentFile] = OrderedDict()
+        self._alive: WeakValueDictionary[int, SegmentFile] = WeakValueDictionary()
 
     def get(self, segment: Segment) -> SegmentFile:
         """The segment's file; opened by its first use."""
@@ -37,7 +42,10 @@ class FileCache:
         with self._lock:
             file = self._files.get(key)
             if file is None:
-                file = self._files[key] = SegmentFile(segment.path, use_direct=self._use_direct)
+                file = self._alive.get(key) or SegmentFile(
+                    segment.path, use_direct=self._use_direct, disk=self._disk
+                )
+                self._files[key] = self._alive[key] = file
                 if len(self._files) > _MAX_FILES:
                     self._files.popitem(last=False)
             else:
@@ -45,9 +53,12 @@ class FileCache:
             return file
 
     def drop(self, segment_id: int) -> None:
-        """Lets go of a segment that is deleted."""
+        """Lets go of a segment that is about to be deleted; reads of it that were asked for still succeed."""
         with self._lock:
             self._files.pop(segment_id, None)
+            file = self._alive.get(segment_id)
+        if file is not None:
+            file.hold()
 
     def close(self) -> None:
         """Lets go of everything."""

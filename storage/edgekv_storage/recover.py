@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv_storage.files import NO_ROOM, SegmentFile, open_private
+from edgekv_storage.files import NO_ROOM, SegmentFile
 from edgekv_storage.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
 from edgekv_storage.index import RecordRow, SegmentRow
 from edgekv_storage.segment import Segment, read_header, scan, segment_name, write_footer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from edgekv_storage.io.disk import Disk
     from edgekv_storage.segment import Scan
 
 _NAME = re.compile(r"seg-[0-9a-f]{16}-[0-9a-f]{16}\.kv")
@@ -61,7 +62,7 @@ def record_rows(segment_id: int, scanned: Scan) -> list[RecordRow]:
 
 
 def find_segments(
-    directory: Path, rows: Iterable[SegmentRow], indexed: Callable[[int], list[RecordRow]]
+    disk: Disk, directory: Path, rows: Iterable[SegmentRow], indexed: Callable[[int], list[RecordRow]]
 ) -> Found:
     """Every segment of the directory, recovered and sealed where a crash left it open. Raises OSError.
 
@@ -69,21 +70,20 @@ def find_segments(
     """
     found = Found()
     known = {row.name: row for row in rows}
-    for item in sorted(os.scandir(directory), key=lambda e: e.name):
+    for item in disk.items(directory):
         if not _NAME.fullmatch(item.name):
             continue
         found.highest_id = max(found.highest_id, int(item.name[4:20], 16))
         row = known.pop(item.name, None)
-        if not item.is_file(follow_symlinks=False):
+        if not item.is_file:
             found.notices.append(f"{item.name} is not a plain file and was left alone")
             continue
         path = directory / item.name
-        status = item.stat(follow_symlinks=False)
-        segment = _from_row(path, row, status.st_size) if row else None
+        segment = _from_row(path, row, item.num_bytes) if row else None
         if segment is None:
-            segment = _adopt(path, row, indexed, found)
+            segment = _adopt(disk, path, row, indexed, found)
         if segment is not None:
-            segment.used_ns = status.st_mtime_ns
+            segment.used_ns = item.used_ns
             found.segments.append(segment)
     found.gone += [(name, int(name[4:20], 16)) for name in known]
     return found
@@ -103,13 +103,13 @@ def _from_row(path: Path, row: SegmentRow, file_bytes: int) -> Segment | None:
 
 
 def _adopt(
-    path: Path, row: SegmentRow | None, indexed: Callable[[int], list[RecordRow]], found: Found
+    disk: Disk, path: Path, row: SegmentRow | None, indexed: Callable[[int], list[RecordRow]], found: Found
 ) -> Segment | None:
     """A segment the index does not know to its end: scanned, cut to its good prefix, sealed."""
-    file = SegmentFile(path, use_direct=False)
+    file = SegmentFile(path, use_direct=False, disk=disk)
     try:
         header = read_header(file)
-        file_bytes = os.fstat(file.buffered).st_size
+        file_bytes = file.num_bytes
         old = _indexed_prefix(row, indexed, header, file_bytes)
         start = old[-1].entry.offset + old[-1].entry.record_bytes if old else PAGE
         result = scan(file, header, start=start, number=len(old))
@@ -117,7 +117,7 @@ def _adopt(
         found.notices.append(f"{path.name} was left alone: {reason}; a newer edgekv can read it")
         return None
     except Malformed as reason:
-        _set_aside(path, row, str(reason), found)
+        _set_aside(disk, path, row, str(reason), found)
         return None
     except OSError as error:
         found.notices.append(f"{path.name} cannot be read ({error.strerror}) and was left alone")
@@ -125,7 +125,7 @@ def _adopt(
     if result.is_sealed:
         old = []  # the footer listed every record
     if not old and not result.records:
-        path.unlink()
+        disk.unlink(path)
         found.gone.append((path.name, header.segment))
         return None
     segment = Segment(header, path, result.end, file_bytes, result.is_sealed, result.num_records)
@@ -136,7 +136,7 @@ def _adopt(
         ]
     else:
         segment.entries = [r.entry for r in old] + [entry for _, entry, _ in result.records]
-        _seal(segment, found)
+        _seal(disk, segment, found)
     segment.synced = segment.file_bytes
     segment.entries = None
     found.changed.append(segment)
@@ -159,14 +159,14 @@ def _indexed_prefix(
     return rows if at == row.end and len(rows) == row.num_records else []
 
 
-def _seal(segment: Segment, found: Found) -> None:
+def _seal(disk: Disk, segment: Segment, found: Found) -> None:
     try:
-        fd = open_private(segment.path, os.O_RDWR)
+        fd = disk.open(segment.path, os.O_RDWR)
         try:
-            write_footer(fd, segment)
-            os.fdatasync(fd)
+            write_footer(disk, fd, segment)
+            disk.sync(fd)
         finally:
-            os.close(fd)
+            disk.close(fd)
         segment.is_sealed = True
     except OSError as error:
         segment.file_bytes = segment.end + footer_bytes(segment.num_records)
@@ -174,13 +174,13 @@ def _seal(segment: Segment, found: Found) -> None:
             found.notices.append(f"{segment.path.name} could not be sealed ({error.strerror})")
 
 
-def _set_aside(path: Path, row: SegmentRow | None, reason: str, found: Found) -> None:
+def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, found: Found) -> None:
     """Ours and unreadable: quarantine, where `forget` deletes it. Not known to be ours: left alone."""
     if row is None and "not a segment" in reason:
         found.notices.append(f"{path.name} was left alone: {reason}; move it away if it is yours")
         return
     quarantine = path.parent / "quarantine"
-    quarantine.mkdir(mode=0o700, exist_ok=True)
-    path.rename(quarantine / path.name)
+    disk.make_directory(quarantine)
+    disk.rename(path, quarantine / path.name)
     found.gone.append((path.name, int(path.name[4:20], 16)))
     found.notices.append(f"{path.name} is damaged ({reason}) and was moved to quarantine/")

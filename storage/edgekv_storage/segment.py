@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv_storage.files import SegmentFile, open_private, preallocate, read_exactly, write_all
+from edgekv_storage.files import write_all
 from edgekv_storage.format import (
     FOOTER_MAGIC,
     PAGE,
@@ -33,7 +33,9 @@ from edgekv_storage.record import Extent, RecordTables, build_record, parse_tabl
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekv_storage.files import SegmentFile
     from edgekv_storage.format import Layout
+    from edgekv_storage.io.disk import Disk
 
 GROW_BYTES = 4 << 20
 MAX_SEGMENT_BYTES = 1 << 30  # then the sequence goes on in another file: dropping stays cheap
@@ -65,32 +67,33 @@ class Segment:
         """Bytes that count against the quota: what the file holds, or will hold once sealed."""
         return self.file_bytes if self.is_sealed else self.end + footer_bytes(self.num_records)
 
-    def keep_use(self) -> None:
+    def keep_use(self, disk: Disk) -> None:
         """Makes `used_ns` the file's time, for the next start; a guess would do, so nothing is synced."""
-        with contextlib.suppress(OSError):
-            os.utime(self.path, ns=(self.used_ns, self.used_ns), follow_symlinks=False)
+        disk.set_time(self.path, self.used_ns)
 
 
 class SegmentWriter:
     """Appends to a new segment, from one thread at a time."""
 
-    def __init__(self, directory: Path, segment: int, sequence_id: bytes, layout: Layout) -> None:
+    def __init__(self, disk: Disk, directory: Path, segment: int, sequence_id: bytes, layout: Layout) -> None:
+        self.disk = disk
         header = SegmentHeader(segment, secrets.randbits(64), sequence_id, layout)
         path = directory / segment_name(segment, header.random)
         self.segment = Segment(header, path, entries=[])
         self.bytes_written = 0
         self.allocated = 0
         self._can_preallocate = True
-        self.fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self.fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            self.bytes_written += write_all(self.fd, [header.pack()], 0)
+            self.bytes_written += write_all(self.disk, self.fd, [header.pack()], 0)
         except OSError:
             self.abandon()
-            path.unlink(missing_ok=True)
+            disk.unlink(path)
             raise
 
     def append(self, extent: Extent, *, grow_bytes: int = GROW_BYTES) -> tuple[Entry, RecordTables]:
-        """Writes one record in full, or cuts the file back and raises OSError. ValueError for wrong shapes.
+        """Writes one record in full. ValueError for wrong shapes; OSError, after which only `seal` or `abandon`
+        may follow: writing other bytes under the same record number would use a nonce twice.
 
         `grow_bytes` is the step of preallocation; 0 takes no more room than the record needs.
         """
@@ -99,9 +102,10 @@ class SegmentWriter:
         entry = tables.entry(segment.end)
         try:
             self._reserve(entry.offset + entry.record_bytes, grow_bytes)
-            written = write_all(self.fd, buffers, entry.offset)
+            written = write_all(self.disk, self.fd, buffers, entry.offset)
         except OSError:
-            os.ftruncate(self.fd, segment.end)
+            with contextlib.suppress(OSError):
+                self.disk.truncate(self.fd, segment.end)
             self.allocated = segment.end
             raise
         assert segment.entries is not None
@@ -114,15 +118,15 @@ class SegmentWriter:
 
     def sync(self) -> None:
         """Raises OSError, after which the segment must not be written again."""
-        os.fdatasync(self.fd)
+        self.disk.sync(self.fd)
 
     def seal(self) -> None:
         """Footer, truncation of what was preallocated, fdatasync, close. Raises OSError (still closed)."""
         segment = self.segment
         assert segment.entries is not None
         try:
-            self.bytes_written += write_footer(self.fd, segment)
-            os.fdatasync(self.fd)
+            self.bytes_written += write_footer(self.disk, self.fd, segment)
+            self.disk.sync(self.fd)
         finally:
             self.abandon()
         segment.is_sealed = True
@@ -131,7 +135,7 @@ class SegmentWriter:
     def abandon(self) -> None:
         """Closes the file; what is in it stays readable and is sealed at the next start."""
         if self.fd >= 0:
-            os.close(self.fd)
+            self.disk.close(self.fd)
             self.fd = -1
 
     @property
@@ -143,24 +147,29 @@ class SegmentWriter:
         if end <= self.allocated or not self._can_preallocate:
             return
         target = round_up(end, grow_bytes or PAGE)
-        self._can_preallocate = preallocate(self.fd, self.segment.end, target - self.segment.end)
+        self._can_preallocate = self.disk.reserve(self.fd, self.segment.end, target - self.segment.end)
         self.allocated = target if self._can_preallocate else end
 
 
-def write_footer(fd: int, segment: Segment) -> int:
+def write_footer(disk: Disk, fd: int, segment: Segment) -> int:
     """Cuts the file behind its last record and ends it with a footer; returns the footer's bytes."""
     assert segment.entries is not None
     footer = pack_footer(segment.header.segment, segment.end, segment.entries)
-    os.ftruncate(fd, segment.end)
-    written = write_all(fd, [footer], segment.end)
-    os.ftruncate(fd, segment.end + written)  # gives back what was preallocated behind it
+    disk.truncate(fd, segment.end)
+    try:
+        written = write_all(disk, fd, [footer], segment.end)
+    except OSError:
+        with contextlib.suppress(OSError):  # half a footer would look like damage
+            disk.truncate(fd, segment.end)
+        raise
+    disk.truncate(fd, segment.end + written)  # gives back what was preallocated behind it
     segment.file_bytes = segment.end + written
     return written
 
 
 def read_header(file: SegmentFile) -> SegmentHeader:
     """Raises Malformed, Newer, OSError."""
-    header = SegmentHeader.unpack(read_exactly(file.buffered, PAGE, 0))
+    header = SegmentHeader.unpack(file.read(PAGE, 0))
     if segment_name(header.segment, header.random) != file.path.name:
         raise Malformed("its name and its header disagree")
     return header
@@ -169,12 +178,12 @@ def read_header(file: SegmentFile) -> SegmentHeader:
 def read_tables(file: SegmentFile, header: SegmentHeader, number: int, entry: Entry | int) -> RecordTables:
     """Verified tables of a record at an entry, or at a bare offset. Raises Malformed, OSError."""
     if isinstance(entry, Entry):
-        data = read_exactly(file.buffered, RECORD_BYTES + entry.table_bytes, entry.offset)
+        data = file.read(RECORD_BYTES + entry.table_bytes, entry.offset)
         return parse_tables(data, header, number)
-    data = read_exactly(file.buffered, _GUESS, entry)
+    data = file.read(_GUESS, entry)
     needed = RECORD_BYTES + RecordHeader.unpack(data).table_bytes
     if needed > len(data):
-        data += read_exactly(file.buffered, needed - len(data), entry + len(data))
+        data += file.read(needed - len(data), entry + len(data))
     return parse_tables(data, header, number)
 
 
@@ -195,7 +204,7 @@ def scan(file: SegmentFile, header: SegmentHeader, *, start: int = PAGE, number:
     Without a footer it stops at the first bad record. `start` and `number` say where records already known
     end; they are for unsealed segments. Raises OSError.
     """
-    file_bytes = os.fstat(file.buffered).st_size
+    file_bytes = file.num_bytes
     entries = _read_footer(file, header, file_bytes)
     if entries is not None:
         return _read_listed(file, header, entries)
@@ -218,12 +227,12 @@ def scan(file: SegmentFile, header: SegmentHeader, *, start: int = PAGE, number:
 
 
 def _read_footer(file: SegmentFile, header: SegmentHeader, file_bytes: int) -> list[Entry] | None:
-    tail = read_exactly(file.buffered, TAIL_BYTES, max(0, file_bytes - TAIL_BYTES))
+    tail = file.read(TAIL_BYTES, max(0, file_bytes - TAIL_BYTES))
     place = footer_place(tail, file_bytes) if tail.endswith(FOOTER_MAGIC) else None
     if place is None:
         return None
     try:
-        entries = unpack_footer(read_exactly(file.buffered, place[1], place[0]), header.segment)
+        entries = unpack_footer(file.read(place[1], place[0]), header.segment)
     except Malformed:
         return None
     return entries if not entries or entries[-1].offset + entries[-1].record_bytes == place[0] else None

@@ -19,11 +19,11 @@ from edgekv_storage.catalog import Catalog, Known
 from edgekv_storage.check import Problem, check_segment
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
-from edgekv_storage.files import sync_directory
 from edgekv_storage.flusher import Flusher
 from edgekv_storage.format import LEAF_TOKENS, Layout
 from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
+from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
 from edgekv_storage.recover import find_segments
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekv_storage.files import Buffer
+    from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.segment import Segment
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
 
@@ -62,10 +62,13 @@ class StoreStats:
 class Store:
     """KV of one model in a data directory; segments of other models count and can be forgotten."""
 
-    def __init__(self, directory: DataDir, layout: Layout | None, writers: Writers, catalog: Catalog) -> None:
+    def __init__(
+        self, disk: Disk, directory: DataDir, layout: Layout | None, writers: Writers, catalog: Catalog
+    ) -> None:
         """Use `Store.open`."""
         self.layout = layout
         self.directory = directory
+        self._disk = disk
         self._owns_directory = False
         self._catalog = catalog
         self._writers = writers
@@ -84,6 +87,7 @@ class Store:
         quota_bytes: int,
         free_floor_bytes: int | None = None,
         io: str = "auto",
+        disk: Disk | None = None,
     ) -> Store:
         """Opens or creates the store, recovering what a crash left.
 
@@ -94,12 +98,14 @@ class Store:
         """
         if io not in IO_CHOICES:
             raise ValueError(f"no such I/O backend: {io}; one of {', '.join(IO_CHOICES)}")
+        disk = disk or OS_DISK
         directory = data_dir if isinstance(data_dir, DataDir) else DataDir.open(data_dir)
         try:
             directory.require_writable()
-            floor = default_floor(directory.path) if free_floor_bytes is None else free_floor_bytes
+            floor = default_floor(disk, directory.path) if free_floor_bytes is None else free_floor_bytes
             catalog = Catalog()
-            store = cls(directory, layout, Writers(directory.path, catalog, quota_bytes, floor), catalog)
+            writers = Writers(disk, directory.path, catalog, quota_bytes, floor)
+            store = cls(disk, directory, layout, writers, catalog)
             store._start(io)
         except OSError as error:
             if directory is not data_dir:
@@ -114,15 +120,15 @@ class Store:
 
     def _start(self, io: str) -> None:
         path = self.directory.path
-        self._indexing = Indexing(path / "index.db", self._catalog, self._notices)
-        found = find_segments(path, self._indexing.segment_rows, self._indexing.indexed)
+        self._indexing = Indexing(self._disk, path / "index.db", self._catalog, self._notices)
+        found = find_segments(self._disk, path, self._indexing.segment_rows, self._indexing.indexed)
         with self._catalog.lock:
             for segment in found.segments:
                 self._catalog.add_segment(segment)
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
         self._indexing.commit(found.changed, found.records, gone=found.gone)
-        self._readers = Readers(self._catalog, self._on_damage, use_direct=io != "buffered")
+        self._readers = Readers(self._catalog, self._on_damage, use_direct=io != "buffered", disk=self._disk)
         self._flusher = Flusher(self.flush)
         self._fit_quota()
 
@@ -212,11 +218,10 @@ class Store:
         try:
             for segment in segments:
                 self._readers.files.drop(segment.header.segment)
-                segment.path.unlink(missing_ok=True)
-            if (path / "quarantine").is_dir():
-                for item in (path / "quarantine").iterdir():
-                    item.unlink()
-            sync_directory(path)
+                self._disk.unlink(segment.path)
+            for item in self._disk.items(path / "quarantine"):
+                self._disk.unlink(path / "quarantine" / item.name)
+            self._disk.sync_directory(path)
         except OSError as error:
             raise Unwritable(
                 f"files in {path} could not be removed ({error.strerror}): remove its seg-*.kv"
@@ -255,7 +260,7 @@ class Store:
             places = self._catalog.find(sequence_id, keys)
             used = self._catalog.touch(sequence_id, time.time_ns())
         if used is not None:
-            used.keep_use()
+            used.keep_use(self._disk)
         self._readers.load_tables(places)
         ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
         at = 0
@@ -352,7 +357,7 @@ class Store:
         """Reads every byte of every segment and verifies it; slow. Empty when all is well."""
         with self._catalog.lock:
             segments = list(self._catalog.segments.values())
-        return [problem for s in segments for problem in check_segment(s.path, end=s.end)]
+        return [problem for s in segments for problem in check_segment(s.path, end=s.end, disk=self._disk)]
 
     def close(self) -> None:
         """Seals what is open, indexes it and stops all threads; harmless when called again."""
@@ -368,7 +373,7 @@ class Store:
                 segments = list(self._catalog.segments.values())
         for segment in segments:  # sealing was a write, but not a use
             if segment.used_ns:
-                segment.keep_use()
+                segment.keep_use(self._disk)
         self._readers.close()
         self._indexing.close()
         if self._owns_directory:

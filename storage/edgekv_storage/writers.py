@@ -7,7 +7,6 @@ lock, but for `sync`, which waits for the drive outside of it.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.catalog import Catalog
     from edgekv_storage.format import Entry, Layout
+    from edgekv_storage.io.disk import Disk
     from edgekv_storage.record import Extent, RecordTables
     from edgekv_storage.segment import Segment
 
@@ -30,16 +30,18 @@ _MAX_FAILURES = 3
 _FAILURE_SECONDS = 60.0
 
 
-def default_floor(directory: Path) -> int:
+def default_floor(disk: Disk, directory: Path) -> int:
     """Bytes to leave free on the user's drive: the larger of 5 GiB and 5 %. Raises OSError."""
-    room = os.statvfs(directory)
-    return max(5 << 30, room.f_blocks * room.f_frsize // 20)
+    return max(5 << 30, disk.room(directory).total_bytes // 20)
 
 
 class Writers:
     """Open segments by sequence, the least recently used first."""
 
-    def __init__(self, directory: Path, catalog: Catalog, quota_bytes: int, floor_bytes: int) -> None:
+    def __init__(
+        self, disk: Disk, directory: Path, catalog: Catalog, quota_bytes: int, floor_bytes: int
+    ) -> None:
+        self._disk = disk
         self.quota_bytes = quota_bytes
         self.floor_bytes = floor_bytes
         self.off_reason: str | None = None
@@ -77,10 +79,9 @@ class Writers:
     def snapshot(self) -> list[tuple[Segment, int, int]]:
         """(segment, its end, a duplicate descriptor) of what is not on the drive yet, for `sync`."""
         dirty = [w for w in self._open.values() if w.segment.synced < w.segment.end]
-        return [(w.segment, w.segment.end, os.dup(w.fd)) for w in dirty]
+        return [(w.segment, w.segment.end, self._disk.dup(w.fd)) for w in dirty]
 
-    @staticmethod
-    def sync(snapshot: list[tuple[Segment, int, int]]) -> list[tuple[Segment, OSError]]:
+    def sync(self, snapshot: list[tuple[Segment, int, int]]) -> list[tuple[Segment, OSError]]:
         """Waits for the drive, without any lock. Returns what failed; never tries twice.
 
         After a failed fsync the kernel may have dropped the bytes and call them clean: asking again would be
@@ -89,12 +90,12 @@ class Writers:
         failed = []
         for segment, end, fd in snapshot:
             try:
-                os.fdatasync(fd)
+                self._disk.sync(fd)
                 segment.synced = max(segment.synced, end)
             except OSError as error:
                 failed.append((segment, error))
             finally:
-                os.close(fd)
+                self._disk.close(fd)
         return failed
 
     def sync_failed(self, segment: Segment, error: OSError) -> str:
@@ -132,7 +133,7 @@ class Writers:
     def _start(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
         if len(self._open) >= _MAX_OPEN:
             self.seal(next(iter(self._open)))
-        writer = SegmentWriter(self._directory, self._catalog.next_segment, sequence_id, layout)
+        writer = SegmentWriter(self._disk, self._directory, self._catalog.next_segment, sequence_id, layout)
         with self._catalog.lock:
             self._catalog.add_segment(writer.segment)
         self._open[sequence_id] = writer
@@ -147,10 +148,10 @@ class Writers:
                 "forget a conversation"
             )
         try:
-            room = os.statvfs(self._directory)
+            room = self._disk.room(self._directory)
         except OSError as error:
             raise Unwritable(f"{self._directory} is gone: {error.strerror}") from error
-        free = room.f_bavail * room.f_frsize - self.floor_bytes
+        free = room.free_bytes - self.floor_bytes
         if free < need:
             raise DiskFull(
                 f"only {(free + self.floor_bytes) / 1e9:.1f} GB are free on the drive of {self._directory}, "
@@ -166,6 +167,8 @@ class Writers:
     def _failed(self, sequence_id: bytes | None, error: OSError) -> DiskFull | WriteFailed | StoreOff:
         """The error to raise; a drive's error closes the segment, and three in a minute the disk tier."""
         if error.errno in NO_ROOM:
+            if sequence_id is not None:
+                self.seal(sequence_id)  # never appended to again: a nonce would repeat
             return DiskFull(f"the drive of {self._directory} is full ({error.strerror}): free some space")
         if sequence_id is not None:
             with contextlib.suppress(OSError):

@@ -9,8 +9,7 @@ import pytest
 from storage_fixtures import OTHER, SEQUENCE, SMOL, TINY, Model, open_store, segments_in
 
 from edgekv_storage import DiskFull, QuotaExceeded, StoreOff, WriteFailed
-from edgekv_storage import files as files_module
-from edgekv_storage import segment as segment_module
+from edgekv_storage.io import disk as disk_module
 
 
 def test_the_quota_is_a_limit_and_eviction_frees_it(data_dir):
@@ -97,7 +96,7 @@ def test_the_free_space_floor(data_dir):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
 def test_a_full_drive_in_mid_record(data_dir, monkeypatch, code):
-    """Guards the cut back to the last whole record, and that the segment goes on when there is room again."""
+    """Guards the cut back to the last whole record, and that another segment goes on when there is room again."""
     model = Model(TINY)
     real = os.pwritev
 
@@ -109,10 +108,10 @@ def test_a_full_drive_in_mid_record(data_dir, monkeypatch, code):
     with open_store(data_dir) as store:
         model.append(store, 2)
         first_end = segments_in(data_dir)[0].stat().st_size
-        monkeypatch.setattr(files_module.os, "pwritev", first_bytes_then_full)
+        monkeypatch.setattr(disk_module.os, "pwritev", first_bytes_then_full)
         with pytest.raises(DiskFull):
             model.append(store, 2)
-        monkeypatch.setattr(files_module.os, "pwritev", real)
+        monkeypatch.setattr(disk_module.os, "pwritev", real)
         assert segments_in(data_dir)[0].stat().st_size == first_end
         model.append(store, 3)
         assert model.read(store, model.find(store)) == (15, 0)
@@ -122,7 +121,7 @@ def test_a_full_drive_in_mid_record(data_dir, monkeypatch, code):
 def test_short_writes_are_carried_on(data_dir, monkeypatch):
     """Guards a drive that takes 700 bytes at a time."""
     real = os.pwritev
-    monkeypatch.setattr(files_module.os, "pwritev", lambda fd, b, at: real(fd, [memoryview(b[0])[:700]], at))
+    monkeypatch.setattr(disk_module.os, "pwritev", lambda fd, b, at: real(fd, [memoryview(b[0])[:700]], at))
     model = Model(TINY)
     with open_store(data_dir) as store:
         model.append(store, 3)
@@ -138,7 +137,7 @@ def test_a_drive_error_closes_the_segment_and_three_the_tier(data_dir, monkeypat
         calls.append(fd)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(segment_module.os, "fdatasync", broken)
+    monkeypatch.setattr(disk_module.os, "fdatasync", broken)
     model = Model(TINY)
     with open_store(data_dir) as store:
         for turn in range(3):
@@ -165,7 +164,7 @@ def test_a_write_error_drops_the_append(data_dir, monkeypatch):
         def broken(*_):
             raise OSError(errno.EIO, "Input/output error")
 
-        monkeypatch.setattr(files_module.os, "pwritev", broken)
+        monkeypatch.setattr(disk_module.os, "pwritev", broken)
         with pytest.raises(WriteFailed):
             model.append(store, 1)
         monkeypatch.undo()

@@ -130,7 +130,7 @@ class PreadReader:
     def _read(self, job: ReadJob, buffers: list[memoryview]) -> None:
         fd = job.file.direct if self._use_direct and not job.buffered else None
         if fd is None:
-            _read_into(job.file.buffered, buffers, job.offset)
+            _read_into(job.file, buffers, job.offset)
             return
         try:
             if _is_aligned(job.offset, buffers):
@@ -141,7 +141,7 @@ class PreadReader:
             if error.errno != errno.EINVAL:
                 raise
             job.file.use_direct = False  # opened with O_DIRECT, but refuses to read so
-            _read_into(job.file.buffered, buffers, job.offset)
+            _read_into(job.file, buffers, job.offset)
 
     def _read_bounced(self, fd: int, job: ReadJob, buffers: list[memoryview]) -> None:
         total = sum(len(b) for b in buffers)
@@ -165,14 +165,15 @@ def _is_aligned(offset: int, buffers: list[memoryview]) -> bool:
 
 def _read_direct(fd: int, file: SegmentFile, buffers: list[memoryview], offset: int) -> None:
     """One direct read; what a short one leaves is read through the page cache, alignment being lost."""
-    count = os.preadv(fd, buffers, offset)
+    count = file.disk.preadv(fd, buffers, offset)
     if count < sum(len(b) for b in buffers):
-        _read_into(file.buffered, _rest(buffers, count), offset + count)
+        _read_into(file, _rest(buffers, count), offset + count)
 
 
-def _read_into(fd: int, buffers: list[memoryview], offset: int) -> None:
+def _read_into(file: SegmentFile, buffers: list[memoryview], offset: int) -> None:
+    fd = file.buffered
     while buffers:
-        count = os.preadv(fd, buffers, offset)
+        count = file.disk.preadv(fd, buffers, offset)
         if count == 0:
             raise OSError(errno.EIO, "the file is shorter than its records")
         offset += count
