@@ -20,9 +20,10 @@ from edgekv_storage.errors import (
     WriteFailed,
 )
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
+from edgekv_storage.io.choice import IO_CHOICES
 from edgekv_storage.io.pread import reader_name, reads_directly
 from edgekv_storage.keys import leaf_keys
-from edgekv_storage.store import IO_CHOICES, Store, StoreStats
+from edgekv_storage.store import Store, StoreStats
 from edgekv_storage.transcripts import ConversationRow, Transcripts, TurnRow
 from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 

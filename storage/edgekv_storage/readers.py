@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from edgekv_storage.io.pread import PreadReader
 from edgekv_storage.reading import FileCache, TablesRead
 from edgekv_storage.transfer import LeafFault, LeafJob, LeafPlace, LeafRead, LeafRun, Transfer, plan
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from edgekv_storage.catalog import Catalog
     from edgekv_storage.format import Layout
     from edgekv_storage.io.disk import Disk
+    from edgekv_storage.io.protocol import Reader
 
 _TABLES_FIRST = -1  # without them nothing else can be asked for
 
@@ -30,14 +30,18 @@ class Readers:
     """`on_damage` is told, from any thread, which leaves must not be found again."""
 
     def __init__(
-        self, catalog: Catalog, on_damage: Callable[[list[LeafPlace]], None], *, use_direct: bool, disk: Disk
+        self,
+        catalog: Catalog,
+        on_damage: Callable[[list[LeafPlace]], None],
+        reader: Reader,
+        disk: Disk,
     ) -> None:
-        self.files = FileCache(use_direct=use_direct, disk=disk)
+        self.files = FileCache(use_direct=reader.use_direct, disk=disk)
         self.num_reads = 0
         self.bytes_read = 0
         self._catalog = catalog
         self._on_damage = on_damage
-        self._reader = PreadReader(use_direct=use_direct)
+        self._reader = reader
 
     @property
     def name(self) -> str:

@@ -23,6 +23,7 @@ from edgekv_storage.flusher import Flusher
 from edgekv_storage.format import LEAF_TOKENS, Layout
 from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
+from edgekv_storage.io.choice import IO_CHOICES, make_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.segment import Segment
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
-
-IO_CHOICES = ("auto", "pread", "buffered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,7 @@ class Store:
         quota_bytes: int,
         free_floor_bytes: int | None = None,
         io: str = "auto",
+        io_depth: int | None = None,
         disk: Disk | None = None,
     ) -> Store:
         """Opens or creates the store, recovering what a crash left.
@@ -106,7 +106,7 @@ class Store:
             catalog = Catalog()
             writers = Writers(disk, directory.path, catalog, quota_bytes, floor)
             store = cls(disk, directory, layout, writers, catalog)
-            store._start(io)
+            store._start(io, io_depth)
         except OSError as error:
             if directory is not data_dir:
                 directory.close()
@@ -118,7 +118,7 @@ class Store:
         store._owns_directory = directory is not data_dir
         return store
 
-    def _start(self, io: str) -> None:
+    def _start(self, io: str, io_depth: int | None) -> None:
         path = self.directory.path
         self._indexing = Indexing(self._disk, path / "index.db", self._catalog, self._notices)
         found = find_segments(self._disk, path, self._indexing.segment_rows, self._indexing.indexed)
@@ -128,7 +128,8 @@ class Store:
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
         self._indexing.commit(found.changed, found.records, gone=found.gone)
-        self._readers = Readers(self._catalog, self._on_damage, use_direct=io != "buffered", disk=self._disk)
+        reader = make_reader("pread" if io == "auto" else io, io_depth, self._notices.append)
+        self._readers = Readers(self._catalog, self._on_damage, reader, self._disk)
         self._flusher = Flusher(self.flush)
         self._fit_quota()
 

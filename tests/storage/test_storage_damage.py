@@ -11,7 +11,7 @@ import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
 from edgekv_storage import UnknownFormat
-from edgekv_storage.io import pread
+from edgekv_storage.io import blocking
 
 
 def _filled(data_dir, *turns: int) -> Model:
@@ -166,7 +166,7 @@ def test_tables_that_could_not_be_read_are_dead_only_if_the_drive_lost_them(
         raise OSError(code, os.strerror(code))
 
     with open_store(data_dir) as store:
-        monkeypatch.setattr(pread, "_read_into", refuse)
+        monkeypatch.setattr(blocking, "read_all", refuse)
         assert model.find(store) == []
         monkeypatch.undo()
         assert len(model.find(store)) == (3 if is_found_later else 0)

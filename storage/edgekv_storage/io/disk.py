@@ -141,12 +141,11 @@ class OsDisk(Disk):
         return os.open(path, flags | _FLAGS, 0o600)
 
     def open_reading(self, path: Path, *, direct: bool) -> int:
-        if direct:
-            return self.open(path, os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK)
-        fd = self.open(
-            path, os.O_RDONLY | os.O_NONBLOCK
-        )  # a pipe planted under a segment's name must not block
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        flags = os.O_RDONLY | os.O_NONBLOCK  # a pipe planted under a segment's name must not block
+        fd = self.open(path, flags | (os.O_DIRECT if direct else 0))
+        os.set_blocking(fd, True)  # io_uring may answer EAGAIN instead of waiting for the drive
+        if not direct:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return fd
 
     def close(self, fd: int) -> None:

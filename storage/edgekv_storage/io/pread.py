@@ -1,13 +1,11 @@
 """Reads by a pool of threads in `preadv`, which lets go of the GIL while it waits.
 
-Direct I/O goes straight into the caller's memory where file offset, addresses and lengths are page-aligned,
-through a pooled aligned buffer where they are not, and through the page cache where the file system
-refuses it or the bytes have not reached the drive. Sixteen threads reach about what io_uring does at 256 KiB.
+Knows threads and their queue; how one read is made is in blocking.py. Sixteen threads reach about what
+io_uring does at 256 KiB, and work everywhere.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import heapq
 import logging
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StoreClosed
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import PAGE, round_up
+from edgekv_storage.format import PAGE
+from edgekv_storage.io.blocking import read_job
 from edgekv_storage.io.buffers import BufferPool
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
     from edgekv_storage.io.protocol import ReadJob
 
 _log = logging.getLogger(__name__)
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 NUM_THREADS = 16
@@ -60,7 +55,7 @@ class PreadReader:
     """`use_direct=False` reads through the page cache only."""
 
     def __init__(self, num_threads: int = NUM_THREADS, *, use_direct: bool = True) -> None:
-        self._use_direct = use_direct
+        self.use_direct = use_direct
         self._queue: list[tuple[int, int, ReadJob]] = []
         self._count = 0
         self._idle = 0
@@ -73,7 +68,7 @@ class PreadReader:
     @property
     def name(self) -> str:
         """What `doctor` shows."""
-        return reader_name(use_direct=self._use_direct, num_threads=self._max_threads)
+        return reader_name(use_direct=self.use_direct, num_threads=self._max_threads)
 
     def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
         """Queues jobs and returns. Raises StoreClosed."""
@@ -117,7 +112,7 @@ class PreadReader:
                 if buffers is None:
                     error = OSError(errno.ECANCELED, "no longer wanted")
                 else:
-                    self._read(job, buffers)
+                    read_job(job, buffers, self._pool, use_direct=self.use_direct)
             except OSError as failure:
                 error = failure
             except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
@@ -126,63 +121,3 @@ class PreadReader:
             job.finish(error)
             buffers = None
             del job  # the last reference may close the file
-
-    def _read(self, job: ReadJob, buffers: list[memoryview]) -> None:
-        fd = job.file.direct if self._use_direct and not job.buffered else None
-        if fd is None:
-            _read_into(job.file, buffers, job.offset)
-            return
-        try:
-            if _is_aligned(job.offset, buffers):
-                _read_direct(fd, job.file, buffers, job.offset)
-            else:
-                self._read_bounced(fd, job, buffers)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            job.file.use_direct = False  # opened with O_DIRECT, but refuses to read so
-            _read_into(job.file, buffers, job.offset)
-
-    def _read_bounced(self, fd: int, job: ReadJob, buffers: list[memoryview]) -> None:
-        total = sum(len(b) for b in buffers)
-        start = job.offset - job.offset % PAGE
-        aligned = self._pool.take(round_up(job.offset + total - start))
-        try:
-            _read_direct(fd, job.file, [aligned], start)
-            at = job.offset - start
-            for buffer in buffers:
-                buffer[:] = aligned[at : at + len(buffer)]
-                at += len(buffer)
-        finally:
-            self._pool.give(aligned)
-
-
-def _is_aligned(offset: int, buffers: list[memoryview]) -> bool:
-    if offset % PAGE:
-        return False
-    return all(len(b) % PAGE == 0 and _address(b) % PAGE == 0 for b in buffers)
-
-
-def _read_direct(fd: int, file: SegmentFile, buffers: list[memoryview], offset: int) -> None:
-    """One direct read; what a short one leaves is read through the page cache, alignment being lost."""
-    count = file.disk.preadv(fd, buffers, offset)
-    if count < sum(len(b) for b in buffers):
-        _read_into(file, _rest(buffers, count), offset + count)
-
-
-def _read_into(file: SegmentFile, buffers: list[memoryview], offset: int) -> None:
-    fd = file.buffered
-    while buffers:
-        count = file.disk.preadv(fd, buffers, offset)
-        if count == 0:
-            raise OSError(errno.EIO, "the file is shorter than its records")
-        offset += count
-        buffers = _rest(buffers, count)
-
-
-def _rest(buffers: list[memoryview], count: int) -> list[memoryview]:
-    for i, buffer in enumerate(buffers):
-        if count < len(buffer):
-            return [buffer[count:], *buffers[i + 1 :]]
-        count -= len(buffer)
-    return []

@@ -48,6 +48,11 @@ class Reader(Protocol):
         """What `doctor` shows."""
         ...
 
+    @property
+    def use_direct(self) -> bool:
+        """Whether files are to be opened for direct reads too."""
+        ...
+
     def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
         """Queues jobs and returns. Raises StoreClosed."""
         ...

@@ -1,0 +1,220 @@
+"""Reads by io_uring: one thread keeps the drive's queue full and finishes what has landed.
+
+Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. Refilling comes before finishing, so
+that the drive works while leaves are verified. A ring that cannot be had leaves everything to `PreadReader`.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgekv_storage.errors import StoreClosed
+from edgekv_storage.io.blocking import direct_range, is_aligned, read_job, settle
+from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.io.pread import PreadReader
+from edgekv_storage.io.ring import Ring, RingUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgekv_storage.io.protocol import ReadJob
+
+_log = logging.getLogger(__name__)
+DEPTH = 32
+_FINISH_AT_ONCE = 4  # then the queue is looked after again
+_BUSY_SECONDS = 0.001
+_LONG_COPY = 64 << 10
+
+
+class _Flight(NamedTuple):
+    """A job whose read has been prepared."""
+
+    job: ReadJob
+    buffers: list[memoryview]
+    bounce: memoryview | None
+
+
+class UringReader:
+    """`use_direct=False` reads through the page cache; `notify` is told, once, if the ring cannot be had."""
+
+    def __init__(
+        self,
+        depth: int = DEPTH,
+        *,
+        use_direct: bool = True,
+        notify: Callable[[str], None] = lambda _message: None,
+        make_ring: Callable[[int], Ring[_Flight]] = Ring,
+    ) -> None:
+        self._depth = depth
+        self.use_direct = use_direct
+        self._notify = notify
+        self._make_ring = make_ring
+        self._lock = threading.Lock()
+        self._queue: list[tuple[int, int, ReadJob]] = []
+        self._count = 0
+        self._is_closed = False
+        self._process = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._ring: Ring[_Flight] | None = None
+        self._fallback: PreadReader | None = None
+        self._landed: deque[tuple[_Flight, int | OSError]] = deque()
+        self._pool = BufferPool()
+
+    @property
+    def name(self) -> str:
+        """What `doctor` shows."""
+        if self._fallback is not None:
+            return self._fallback.name
+        return f"io_uring ({self._depth} in flight, {'O_DIRECT' if self.use_direct else 'page cache'})"
+
+    def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
+        """Queues jobs and returns. Raises StoreClosed."""
+        with self._lock:
+            if self._is_closed or self._process != os.getpid():
+                raise StoreClosed("the store is closed")
+            fallback = self._fallback
+            if fallback is None:
+                for job in jobs:
+                    heapq.heappush(self._queue, (priority, self._count, job))
+                    self._count += 1
+                self._start_or_wake()
+        if fallback is not None:
+            fallback.submit(jobs, priority)
+
+    def close(self) -> None:
+        """Finishes what has started, fails what has not, and waits for both."""
+        if self._process != os.getpid():
+            return  # a child of fork has neither the thread nor the right to the ring
+        with self._lock:
+            self._is_closed = True
+            left, self._queue = self._queue, []
+            if self._ring is not None:
+                self._ring.wake()
+        for _, _, job in left:
+            job.finish(OSError(errno.ECANCELED, "the store was closed"))
+        if self._thread is not None:
+            self._thread.join()
+        if self._fallback is not None:
+            self._fallback.close()
+
+    def _start_or_wake(self) -> None:
+        if self._ring is not None:
+            self._ring.wake()
+        elif self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="edgekv-uring", daemon=True)
+            self._thread.start()
+
+    # From here on: the ring's thread
+
+    def _run(self) -> None:
+        try:
+            ring = self._make_ring(self._depth)
+        except RingUnusable as reason:
+            self._fall_back(str(reason))
+            return
+        with self._lock:
+            self._ring = ring
+        try:
+            self._serve(ring)
+        except OSError as error:
+            self._give_up(ring, error)
+        with self._lock:
+            self._ring = None
+        ring.close()
+
+    def _serve(self, ring: Ring[_Flight]) -> None:
+        landed = self._landed
+        while True:
+            landed += ring.completed()
+            is_over = self._refill(ring)
+            is_sent = ring.send()
+            if landed:
+                for _ in range(min(len(landed), _FINISH_AT_ONCE)):
+                    self._land(*landed.popleft())
+            elif ring.in_flight:
+                if is_sent:
+                    ring.wait()
+                else:
+                    time.sleep(_BUSY_SECONDS)
+            elif is_over:
+                return
+            else:
+                ring.wait()
+
+    def _give_up(self, ring: Ring[_Flight], error: OSError) -> None:
+        """The ring takes no more reads: waits for those it has and leaves the rest to threads."""
+        unsent = ring.take_unsent()
+        while ring.in_flight:
+            ring.wait()
+            self._landed += ring.completed()
+        self._fall_back(f"io_uring failed ({error.strerror})")
+        for flight in unsent:
+            self._land(flight, error)
+        while self._landed:
+            self._land(*self._landed.popleft())
+
+    def _fall_back(self, reason: str) -> None:
+        fallback = PreadReader(use_direct=self.use_direct)
+        with self._lock:
+            waiting, self._queue = sorted(self._queue), []
+            self._fallback = fallback
+        for priority, _, job in waiting:
+            fallback.submit([job], priority)
+        self._notify(f"{reason}: leaves are read by threads instead ({fallback.name})")
+
+    def _refill(self, ring: Ring[_Flight]) -> bool:
+        """Prepares what fits; True when closed and nothing waits any more."""
+        while ring.room:
+            with self._lock:
+                jobs = [heapq.heappop(self._queue)[2] for _ in range(min(ring.room, len(self._queue)))]
+                if not jobs:
+                    return self._is_closed
+            for job in jobs:
+                self._begin(ring, job)
+        return False
+
+    def _begin(self, ring: Ring[_Flight], job: ReadJob) -> None:
+        buffers, bounce = None, None
+        try:
+            buffers = job.begin()
+            if buffers is None:
+                raise OSError(errno.ECANCELED, "no longer wanted")  # noqa: TRY301
+            fd = job.file.direct if self.use_direct and not job.buffered else None
+            if fd is None:
+                copies = sum(map(len, buffers)) >= _LONG_COPY
+                ring.add(_Flight(job, buffers, None), job.file.buffered, buffers, job.offset, copies=copies)
+            elif is_aligned(job.offset, buffers):
+                ring.add(_Flight(job, buffers, None), fd, buffers, job.offset)
+            else:
+                start, num_bytes = direct_range(job.offset, buffers)
+                bounce = self._pool.take(num_bytes)
+                ring.add(_Flight(job, buffers, bounce), fd, [bounce], start)
+        except OSError as error:
+            job.finish(error)
+        except Exception as error:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
+            _log.exception("a read failed on our side")
+            job.finish(OSError(errno.EIO, f"{error}"))
+
+    def _land(self, flight: _Flight, result: int | OSError) -> None:
+        job, buffers, bounce = flight
+        error: OSError | None = None
+        try:
+            if isinstance(result, int):
+                settle(job, buffers, result, bounce)
+            else:  # refused, interrupted or out of some resource: made again the plain way, which tells
+                read_job(job, buffers, self._pool, use_direct=self.use_direct)
+        except OSError as failure:
+            error = failure
+        except Exception as failure:  # noqa: BLE001  as in _begin
+            _log.exception("a read failed on our side")
+            error = OSError(errno.EIO, f"{failure}")
+        if bounce is not None:
+            self._pool.give(bounce)
+        job.finish(error)
