@@ -128,7 +128,8 @@ class Store:
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
         self._indexing.commit(found.changed, found.records, gone=found.gone)
-        reader = make_reader("pread" if io == "auto" else io, io_depth, self._notices.append)
+        backend = "pread" if io == "auto" or not self._disk.is_real else io
+        reader = make_reader(backend, io_depth, self._notices.append)
         self._readers = Readers(self._catalog, self._on_damage, reader, self._disk)
         self._flusher = Flusher(self.flush)
         self._fit_quota()
