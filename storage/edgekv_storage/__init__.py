@@ -7,6 +7,8 @@ from edgekv_storage.check import Problem, check_segment
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
     DiskFull,
+    KeysDamaged,
+    KeyUnavailable,
     Locked,
     NameTaken,
     NoSuchConversation,
@@ -18,14 +20,19 @@ from edgekv_storage.errors import (
     UnknownFormat,
     Unwritable,
     WriteFailed,
+    WrongCode,
+    WrongPassphrase,
 )
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
 from edgekv_storage.io.choice import IO_CHOICES
 from edgekv_storage.io.pread import reader_name, reads_directly
+from edgekv_storage.keychain import KeyChain, ProtectionInfo
+from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.store import Store, StoreStats
 from edgekv_storage.transcripts import ConversationRow, Transcripts, TurnRow
 from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
+from edgekv_storage.unlocking import Protection, Unlocking
 
 __all__ = [
     "IO_CHOICES",
@@ -35,6 +42,9 @@ __all__ = [
     "ConversationRow",
     "DataDir",
     "DiskFull",
+    "KeyChain",
+    "KeyUnavailable",
+    "KeysDamaged",
     "Layout",
     "LeafFault",
     "LeafPlace",
@@ -43,6 +53,8 @@ __all__ = [
     "NameTaken",
     "NoSuchConversation",
     "Problem",
+    "Protection",
+    "ProtectionInfo",
     "QuotaExceeded",
     "StorageError",
     "Store",
@@ -54,10 +66,14 @@ __all__ = [
     "Transfer",
     "TurnRow",
     "UnknownFormat",
+    "Unlocking",
     "Unwritable",
     "WriteFailed",
+    "WrongCode",
+    "WrongPassphrase",
     "check_segment",
     "leaf_keys",
+    "look_at_protection",
     "reader_name",
     "reads_directly",
 ]

@@ -51,6 +51,22 @@ class TranscriptDamaged(StorageError):
         self.turn_id = turn_id
 
 
+class KeyUnavailable(StorageError):
+    """The master key is not to be had: keyring locked or gone, key file missing, passphrase not given."""
+
+
+class WrongPassphrase(KeyUnavailable):
+    """The passphrase does not open the master key; nothing was changed."""
+
+
+class WrongCode(KeyUnavailable):
+    """The recovery code was mistyped, or belongs to another data directory or an earlier master key."""
+
+
+class KeysDamaged(StorageError):
+    """keys.db is missing although there is data, damaged, or not ours; nothing was changed."""
+
+
 class NoSuchConversation(StorageError):
     """No conversation or turn by that name or id."""
 
