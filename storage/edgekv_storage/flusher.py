@@ -20,8 +20,10 @@ _log = logging.getLogger(__name__)
 class Flusher:
     """Calls `flush` soon after `wrote`; the thread starts with the first write."""
 
-    def __init__(self, flush: Callable[[], None]) -> None:
+    def __init__(self, flush: Callable[[], None], *, is_threaded: bool = True) -> None:
+        """`is_threaded=False`: nothing by itself, for simulations."""
         self._flush = flush
+        self._is_threaded = is_threaded
         self._bytes = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -31,7 +33,7 @@ class Flusher:
         """Counts bytes that are not on the drive yet."""
         with self._changed:
             self._bytes += num_bytes
-            if self._thread is None and not self._is_closed:
+            if self._is_threaded and self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._run, name="edgekv-flush", daemon=True)
                 self._thread.start()
             self._changed.notify()

@@ -25,6 +25,7 @@ from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
 from edgekv_storage.io.choice import IO_CHOICES, make_reader
 from edgekv_storage.io.disk import OS_DISK
+from edgekv_storage.io.faulty import FaultyReader
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
 from edgekv_storage.recover import find_segments
@@ -128,10 +129,12 @@ class Store:
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
         self._indexing.commit(found.changed, found.records, gone=found.gone)
-        backend = "pread" if io == "auto" or not self._disk.is_real else io
-        reader = make_reader(backend, io_depth, self._notices.append)
-        self._readers = Readers(self._catalog, self._on_damage, reader, self._disk)
-        self._flusher = Flusher(self.flush)
+        notify = self._notices.append
+        reader = (
+            make_reader("pread" if io == "auto" else io, io_depth, notify) if self._disk.is_real else None
+        )
+        self._readers = Readers(self._catalog, self._on_damage, reader or FaultyReader(), self._disk)
+        self._flusher = Flusher(self.flush, is_threaded=self._disk.is_real)
         self._fit_quota()
 
     def _fit_quota(self) -> None:

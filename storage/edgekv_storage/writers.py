@@ -88,9 +88,13 @@ class Writers:
         told they are safe.
         """
         failed = []
+        is_named = not any(segment.synced == 0 for segment, _, _ in snapshot)
         for segment, end, fd in snapshot:
             try:
                 self._disk.sync(fd)
+                if not is_named:  # a new file's name is lost with the power unless its directory is synced
+                    self._disk.sync_directory(self._directory)
+                    is_named = True
                 segment.synced = max(segment.synced, end)
             except OSError as error:
                 failed.append((segment, error))
@@ -113,6 +117,8 @@ class Writers:
         error: OSError | None = None
         try:
             writer.seal()
+            if writer.segment.synced == 0:
+                self._disk.sync_directory(self._directory)
             writer.segment.synced = writer.segment.file_bytes
         except OSError as failure:
             error = failure

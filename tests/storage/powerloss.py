@@ -1,0 +1,143 @@
+"""One simulated run of a store on a FaultyDisk: random work, the power goes off, and what must be true then.
+
+`run(seed)` reproduces everything that `test_storage_powerloss` and the long campaigns find.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from storage_fixtures import NAMESPACE, ids_of, leaf_bytes_of, payload_of
+
+from edgekv_storage import DataDir, Layout, LeafRead, StorageError, Store, leaf_keys
+from edgekv_storage.io.faulty import FaultyDisk, PowerLoss
+
+LAYOUT = Layout(num_layers=2, leaf_bytes=96, dtype=1, fingerprint=b"l" * 32)
+PATH = Path("/simulated")
+QUOTA = 300_000
+
+
+@dataclass
+class Chat:
+    """A conversation with branches; `leaves`: key -> ids and parent of everything ever appended."""
+
+    sequence_id: bytes
+    paths: list[list[bytes]] = field(default_factory=lambda: [[]])
+    ids: dict[bytes, np.ndarray] = field(default_factory=dict)
+    flushed: set[bytes] = field(default_factory=set)
+
+    def append(self, store: Store, rng: random.Random, count: int) -> None:
+        path = list(rng.choice(self.paths[-3:]))
+        if rng.random() < 0.3:
+            path = path[: rng.randrange(len(path) + 1)]
+        there = len(store.lookup(self.sequence_id, path, self.ids_along(path)))
+        new = np.concatenate([self.ids_along(path)[16 * there :], ids_of(count, rng.randrange(1 << 40))])
+        parent = path[there - 1] if there else None
+        keys = leaf_keys(LAYOUT.fingerprint, NAMESPACE, new, parent)
+        for key, ids in zip(keys, new.reshape(-1, 16), strict=True):
+            self.ids[key] = ids
+        self.paths.append([*path[:there], *keys])
+        store.append(self.sequence_id, keys, parent, new, payload_of(LAYOUT, keys))
+
+    def ids_along(self, path: list[bytes]) -> np.ndarray:
+        """Token ids of the leaves of `path`."""
+        return np.concatenate([np.empty(0, np.int32), *(self.ids[key] for key in path)])
+
+    def verify(self, store: Store) -> set[bytes]:
+        """Keys that are found; a leaf whose bytes are not what was appended under its key fails."""
+        found: set[bytes] = set()
+        for path in self.paths:
+            if found.issuperset(path):
+                continue
+            places = store.lookup(self.sequence_id, path, self.ids_along(path))
+            new = next(i for i, key in enumerate(path) if key not in found)
+            places = places[new:]
+            if not places:
+                continue
+            outs = [[memoryview(bytearray(LAYOUT.leaf_bytes)) for _ in places] for _ in range(2)]
+            reads = [
+                LeafRead(place, layer, 1, outs[layer][i])
+                for layer in (0, 1)
+                for i, place in enumerate(places)
+            ]
+            transfer = store.read(reads)
+            assert transfer.wait(10)
+            bad = {fault.request % len(places) for fault in transfer.result}
+            for i, key in enumerate(path[new : new + len(places)]):
+                if i in bad:
+                    break  # what follows is of no use, and is not found again
+                for layer in (0, 1):
+                    right = leaf_bytes_of(LAYOUT, key, layer)
+                    assert bytes(outs[layer][i]) == right, "a wrong leaf was served"
+                found.add(key)
+        return found
+
+
+def open_simulated(disk: FaultyDisk, **options) -> Store:
+    options = {"quota_bytes": QUOTA, "free_floor_bytes": 0, **options}
+    return Store.open(DataDir(PATH, -1, "simulated", []), LAYOUT, disk=disk, **options)
+
+
+def work(store: Store, chats: list[Chat], rng: random.Random, steps: int) -> Store:
+    """Random work; what is certainly durable is noted in the chats. Returns the store, perhaps reopened."""
+    for _ in range(steps):
+        chat = rng.choice(chats)
+        step = rng.random()
+        if step < 0.55:
+            try:
+                chat.append(store, rng, rng.randrange(1, 9))
+            except StorageError:
+                for other in chats:
+                    other.flushed.clear()
+                store.evict(QUOTA // 2)
+        elif step < 0.75:
+            store.flush()
+            if store.off_reason is None:
+                _note(store, chats)
+        elif step < 0.80:
+            chat.flushed.clear()
+            store.forget(chat.sequence_id)
+            chat.paths = [[]]
+        elif step < 0.85:
+            for other in chats:
+                other.flushed.clear()
+            store.evict(store.live_bytes // 2)
+        elif step < 0.93:
+            chat.verify(store)
+        else:
+            disk = store._disk
+            store.close()
+            _note(store, chats)
+            store = open_simulated(disk)
+    return store
+
+
+def _note(store: Store, chats: list[Chat]) -> None:
+    for chat in chats:
+        leaves = store._catalog._leaves.get(chat.sequence_id, {})
+        chat.flushed |= set(leaves)
+
+
+def run(seed: int, *, steps: int = 25, lies: bool = False) -> int:
+    """One power loss; returns how many leaves were found after it."""
+    rng = random.Random(seed)
+    chats = [Chat(bytes([i]) * 16) for i in range(3)]
+    disk = FaultyDisk(seed, lies_about_sync=lies, power_off_at=rng.randrange(20, 400))
+    try:
+        store = open_simulated(disk)
+        work(store, chats, rng, steps)
+    except PowerLoss:
+        pass
+    after = disk.crash(rng.randrange(1 << 32))
+    with open_simulated(after, quota_bytes=1 << 40) as store:
+        found = [chat.verify(store) for chat in chats]
+        for chat, keys in zip(chats, found, strict=True):
+            assert lies or chat.flushed <= keys, f"{len(chat.flushed - keys)} flushed leaves are lost"
+        problems = [p for p in store.check() if "leaf" not in p.reason]  # torn in what was never flushed
+        assert lies or problems == []
+    with open_simulated(after, quota_bytes=1 << 40) as store:
+        assert [chat.verify(store) for chat in chats] == found, "closing and opening changed what is found"
+    return sum(map(len, found))
