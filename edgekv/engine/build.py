@@ -107,7 +107,7 @@ def assemble(
     if data_dir is not None:
         layout = Layout(shape.num_layers, shape.leaf_bytes, KV_DTYPE_CODE, model.kv_fingerprint)
         store = Store.open(data_dir, layout, quota_bytes=disk_bytes, io=config.io)
-        disk = DiskTier(store, shape, model.kv_fingerprint, ledger)
+        disk = DiskTier(store, shape, ledger)
     mover = Mover(
         device=MemoryTier(Tier.DEVICE, shape, ledger, device),
         host=MemoryTier(Tier.HOST, shape, ledger, torch.device("cpu"), pinned=not is_cpu),

@@ -14,7 +14,7 @@ import numpy as np
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Tier
 from edgekv.cache.runs import common_runs
-from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store, leaf_keys
+from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,13 +49,12 @@ class LayerRead:
 class DiskTier:
     """Appends, finds and reads columns of sequences."""
 
-    def __init__(self, store: Store, shape: LeafShape, fingerprint: bytes, ledger: Ledger) -> None:
+    def __init__(self, store: Store, shape: LeafShape, ledger: Ledger) -> None:
         self.store = store
         self.shape = shape
         self.is_writable = True
         self.active_id: bytes | None = None  # whose KV must not give way at the quota
         self.notify: Callable[[str], None] = lambda _message: None
-        self._fingerprint = fingerprint
         self._ledger = ledger
         self._evicted: list[bytes] = []
         self._observe()
@@ -68,7 +67,7 @@ class DiskTier:
         known = len(sequence.keys)
         rest = np.asarray(token_ids[known * LEAF_TOKENS :], dtype=np.int32)
         parent = sequence.keys[-1] if known else None
-        return [*sequence.keys, *leaf_keys(self._fingerprint, NAMESPACE_EXACT, rest, parent)]
+        return [*sequence.keys, *self.store.leaf_keys(sequence.id, NAMESPACE_EXACT, rest, parent)]
 
     def find(self, sequence: Sequence, token_ids: list[int]) -> list[LeafPlace]:
         """Places of the longest stored prefix of `token_ids`, one per full column."""

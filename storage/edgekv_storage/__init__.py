@@ -4,6 +4,7 @@ Knows neither torch nor the runtime; see docs/format.md for the bytes.
 """
 
 from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
     DiskFull,
@@ -39,17 +40,20 @@ __all__ = [
     "KEY_BYTES",
     "LEAF_TOKENS",
     "PAGE",
+    "ConversationKey",
     "ConversationRow",
     "DataDir",
     "DiskFull",
     "KeyChain",
     "KeyUnavailable",
+    "Keys",
     "KeysDamaged",
     "Layout",
     "LeafFault",
     "LeafPlace",
     "LeafRead",
     "Locked",
+    "MemoryKeys",
     "NameTaken",
     "NoSuchConversation",
     "Problem",

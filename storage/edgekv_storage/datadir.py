@@ -166,6 +166,11 @@ def _read_meta(path: Path) -> str | None:
             f"{path / 'meta.json'} is damaged or not edgekv's; move it away (the data beside it stays), "
             f"or {_ADVICE}"
         ) from error
+    if isinstance(found, int) and 0 < found < FORMAT:
+        raise UnknownFormat(
+            f"{path} was written by an earlier edgekv (format {found}, this version reads {FORMAT}): nothing "
+            f"was touched; move it away, or {_ADVICE}"
+        )
     if found != FORMAT:
         raise UnknownFormat(
             f"{path} has format {found}, this version reads {FORMAT}; nothing was touched: update edgekv, "

@@ -11,16 +11,22 @@ from dataclasses import dataclass
 
 import xxhash
 
+from edgekv_storage.crypt import NO_KEY_ID, TAG_BYTES
+
 PAGE = 4096  # alignment unit of direct I/O
 LEAF_TOKENS = 16
 KEY_BYTES = 16
-TAG_BYTES = 16  # xxh3-128 now; the header's `tag_bytes` leaves room for another tag
 IDS_BYTES = 4 * LEAF_TOKENS
-FORMAT = 1
+FORMAT = 2
+ENCRYPTED = 1  # flag of a segment
 NO_PARENT = bytes(KEY_BYTES)
 MAX_LEAVES = 4096  # of one record; keeps a hostile header from asking for a huge tag table
 MAX_LAYERS = 4096
 MAX_SECTIONS = 64
+MAX_RECORDS = 1 << 32  # of one segment: the number's share of a nonce
+TABLES_INDEX = (1 << 64) - 1  # names the tables among a record's encrypted pieces; leaves count from 0
+SECTION_INDEX = 1 << 63  # and sections from here
+CONTEXT_BYTES = 96  # of a record's header: all but the tag of its tables and the checksum
 
 SEGMENT_MAGIC = b"EDGEKV\x00S"
 RECORD_MAGIC = b"EKVR"
@@ -94,21 +100,25 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """First page of a segment. `key_id` is zero while segments are not encrypted."""
+    """First page of a segment. `key_id` names the conversation's key, zero: not encrypted."""
 
     segment: int
     random: int
     sequence_id: bytes
     layout: Layout
-    key_id: bytes = bytes(16)
-    flags: int = 0
+    key_id: bytes = NO_KEY_ID
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its records can be read only with the conversation's key."""
+        return self.key_id != NO_KEY_ID
 
     def pack(self) -> bytes:
         """One page."""
         body = _SEGMENT.pack(
             SEGMENT_MAGIC,
             FORMAT,
-            self.flags,
+            ENCRYPTED if self.is_encrypted else 0,
             self.segment,
             self.random,
             self.key_id,
@@ -126,8 +136,10 @@ class SegmentHeader:
         """Raises Malformed (not ours, damaged) or Newer."""
         if page[: len(SEGMENT_MAGIC)] != SEGMENT_MAGIC:
             raise Malformed("not a segment of edgekv")
-        if len(page) >= 16 and (found := struct.unpack_from("<II", page, 8)) != (FORMAT, 0):
-            raise Newer(f"segment format {found[0]}, flags {found[1]:#x}; this version reads {FORMAT}, 0x0")
+        if len(page) >= 16:
+            found, flags = struct.unpack_from("<II", page, 8)
+            if found != FORMAT or flags & ~ENCRYPTED:
+                raise Newer(f"segment format {found}, flags {flags:#x}; this version reads {FORMAT}")
         body = _unsealed(page, _SEGMENT.size, "segment header")
         _, _, flags, segment, random, key_id, sequence_id, fingerprint, layers, leaf, dtype, _ = (
             _SEGMENT.unpack(body)
@@ -136,15 +148,17 @@ class SegmentHeader:
             layout = Layout(layers, leaf, dtype, fingerprint)
         except ValueError as error:
             raise Malformed(str(error)) from error
-        return cls(segment, random, sequence_id, layout, key_id, flags)
+        if flags != (ENCRYPTED if key_id != NO_KEY_ID else 0):
+            raise Malformed("segment header with a key id and no encryption, or the reverse")
+        return cls(segment, random, sequence_id, layout, key_id)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader:
     """Start of a record: who it is, how many leaves, and where everything lies within it.
 
-    The tables that follow (sections, keys, token ids, tags) are `table_bytes` long, header not counted, and
-    are covered by `table_tag`.
+    The tables that follow (sections, keys, token ids, tags) are `table_bytes` long, header not counted; they
+    are one encrypted piece, and `table_tag` is its tag.
     """
 
     segment: int
@@ -156,7 +170,17 @@ class RecordHeader:
     provenance: int
     num_sections: int
     kv_offset: int
-    table_tag: bytes
+    table_tag: bytes = bytes(TAG_BYTES)
+
+    @property
+    def context(self) -> bytes:
+        """What is bound to every encrypted piece: the header but for the tag and the checksum."""
+        return self.pack()[:CONTEXT_BYTES]
+
+    @property
+    def front_bytes(self) -> int:
+        """Header and tables, padded to whole pages."""
+        return round_up(RECORD_BYTES + self.table_bytes)
 
     @property
     def table_bytes(self) -> int:
@@ -225,7 +249,8 @@ class RecordHeader:
             kv_offset,
             table_tag,
         )
-        if (table_bytes, record_bytes) != (header.table_bytes, header.record_bytes) or kv_offset % PAGE:
+        lengths = (header.table_bytes, header.record_bytes)
+        if (table_bytes, record_bytes) != lengths or kv_offset % PAGE or kv_offset < header.front_bytes:
             raise Malformed("record header with impossible lengths")
         return header
 
@@ -247,8 +272,13 @@ class Section:
 SECTION_ENTRY_BYTES = _SECTION.size
 
 
+def max_table_bytes(layout: Layout, num_leaves: int) -> int:
+    """Most that the four tables of so many leaves can take."""
+    return MAX_SECTIONS * _SECTION.size + num_leaves * (KEY_BYTES + IDS_BYTES + layout.num_layers * TAG_BYTES)
+
+
 def unpack_sections(table: bytes | memoryview, count: int) -> tuple[Section, ...]:
-    """The section table; the caller has verified the table's tag."""
+    """The section table; the caller has opened the tables."""
     rows = (_SECTION.unpack_from(table, i * _SECTION.size) for i in range(count))
     return tuple(Section(kind, offset, num_bytes, tag) for kind, _, offset, num_bytes, tag in rows)
 

@@ -92,7 +92,9 @@ class Indexing:
         rows = []
         for segment in segments:
             with contextlib.suppress(OSError):  # a file that is gone has no leaves
-                found = scan(SegmentFile(segment.path, use_direct=False, disk=self._disk), segment.header)
+                assert segment.seal is not None, "an unreadable segment has no rows"
+                file = SegmentFile(segment.path, use_direct=False, disk=self._disk)
+                found = scan(file, segment.header, segment.seal)
                 rows += record_rows(segment.header.segment, found)
         return rows
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import xxhash
-
+from edgekv_storage.leafjobs import LeafRun, job_of, plan
 from edgekv_storage.reading import FileCache, TablesRead
-from edgekv_storage.transfer import LeafFault, LeafJob, LeafPlace, LeafRead, LeafRun, Transfer, plan
+from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,9 +59,11 @@ class Readers:
             for place in places:
                 segment = self._catalog.segments.get(place.segment)
                 known = self._catalog.record(place.segment, place.record)
-                if segment and known and known.tables is None and place[:2] not in wanted:
+                if segment is None or segment.seal is None or known is None or known.tables is not None:
+                    continue
+                if place[:2] not in wanted:
                     file = self.files.get(segment)
-                    wanted[place[:2]] = TablesRead(file, segment.header, place.record, known)
+                    wanted[place[:2]] = TablesRead(file, segment.header, place.record, known, segment.seal)
         if not wanted:
             return
         self._reader.submit(list(wanted.values()), _TABLES_FIRST)
@@ -98,7 +99,7 @@ class Readers:
         with self._catalog.lock:
             self.num_reads += len(groups)
             self.bytes_read += sum(len(run.out) for run in runs)
-        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
+        self._reader.submit([job_of(group, transfer, self._on_damage) for group in groups], priority)
         return transfer
 
     def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
@@ -106,7 +107,7 @@ class Readers:
         with self._catalog.lock:
             segment = self._catalog.segments.get(place.segment)
             known = self._catalog.record(place.segment, place.record)
-        if segment is None or known is None or known.tables is None:
+        if segment is None or segment.seal is None or known is None or known.tables is None:
             return None
         if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
             end = place.leaf + count
@@ -125,6 +126,9 @@ class Readers:
             0,
             place,
             segment.synced < known.entry.offset + known.entry.record_bytes,
+            segment.seal,
+            known.tables.context,
+            known.tables.leaf_index(layer, place.leaf),
         )
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
@@ -133,12 +137,15 @@ class Readers:
         with self._catalog.lock:
             segment = self._catalog.segments.get(place.segment)
             known = self._catalog.record(place.segment, place.record)
-        section = known.tables.section(kind) if known is not None and known.tables is not None else None
-        if segment is None or known is None or section is None:
+        if segment is None or segment.seal is None or known is None or known.tables is None:
             return None
+        found = known.tables.section(kind)
+        if found is None:
+            return None
+        number, section = found
         file = self.files.get(segment)
         try:
             data = file.read(section.num_bytes, known.entry.offset + section.offset)
         except OSError:
             return None
-        return data if xxhash.xxh3_128_digest(data) == section.tag else None
+        return known.tables.open_section(segment.seal, number, data)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import RECORD_BYTES, Malformed
+from edgekv_storage.format import RECORD_BYTES, Malformed, max_table_bytes
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.protocol import ReadJob
+from edgekv_storage.leafjobs import LOST
 from edgekv_storage.record import RecordTables, parse_tables
-from edgekv_storage.transfer import LOST
 
 if TYPE_CHECKING:
     from edgekv_storage.catalog import Known
+    from edgekv_storage.crypt import Seal
     from edgekv_storage.format import SegmentHeader
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.segment import Segment
@@ -69,19 +70,25 @@ class FileCache:
 class TablesRead(ReadJob):
     """Reads and verifies the tables of one record; `wait` says whether the record is damaged."""
 
-    __slots__ = ("_data", "_done", "_error", "_header", "_number", "known")
+    __slots__ = ("_data", "_done", "_error", "_header", "_num_bytes", "_number", "_seal", "known")
 
-    def __init__(self, file: SegmentFile, header: SegmentHeader, number: int, known: Known) -> None:
-        self._data = bytearray(RECORD_BYTES + known.entry.table_bytes)
+    def __init__(
+        self, file: SegmentFile, header: SegmentHeader, number: int, known: Known, seal: Seal
+    ) -> None:
+        tables = min(known.entry.table_bytes, max_table_bytes(header.layout, len(known.keys)))
+        self._num_bytes = RECORD_BYTES + tables  # index.db may say anything; it gets no more memory than this
+        self._data = bytearray()
         super().__init__(file, known.entry.offset, buffered=True)
         self._header = header
         self._number = number
+        self._seal = seal
         self._error: OSError | None = None
         self._done = threading.Event()
         self.known = known
 
     def begin(self) -> list[memoryview]:
         """Its own memory, always."""
+        self._data = bytearray(self._num_bytes)
         return [memoryview(self._data)]
 
     def finish(self, error: OSError | None) -> None:
@@ -99,7 +106,7 @@ class TablesRead(ReadJob):
         if self._error is not None:
             return self._error.errno not in LOST
         try:
-            tables: RecordTables = parse_tables(bytes(self._data), self._header, self._number)
+            tables: RecordTables = parse_tables(bytes(self._data), self._header, self._number, self._seal)
         except Malformed:
             return False
         if tables.keys != self.known.keys or tables.entry(self.offset) != self.known.entry:

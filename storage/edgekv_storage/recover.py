@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from edgekv_storage.files import NO_ROOM, SegmentFile
 from edgekv_storage.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
 from edgekv_storage.index import RecordRow, SegmentRow
+from edgekv_storage.sealing import seal_of
 from edgekv_storage.segment import Segment, read_header, scan, segment_name, write_footer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.segment import Scan
 
@@ -62,7 +64,11 @@ def record_rows(segment_id: int, scanned: Scan) -> list[RecordRow]:
 
 
 def find_segments(
-    disk: Disk, directory: Path, rows: Iterable[SegmentRow], indexed: Callable[[int], list[RecordRow]]
+    disk: Disk,
+    directory: Path,
+    rows: Iterable[SegmentRow],
+    indexed: Callable[[int], list[RecordRow]],
+    keys: Keys | None = None,
 ) -> Found:
     """Every segment of the directory, recovered and sealed where a crash left it open. Raises OSError.
 
@@ -79,42 +85,57 @@ def find_segments(
             found.notices.append(f"{item.name} is not a plain file and was left alone")
             continue
         path = directory / item.name
-        segment = _from_row(path, row, item.num_bytes) if row else None
+        segment = _from_row(path, row, item.num_bytes, keys) if row else None
         if segment is None:
-            segment = _adopt(disk, path, row, indexed, found)
+            segment = _adopt(disk, path, row, indexed, found, keys)
         if segment is not None:
             segment.used_ns = item.used_ns
             found.segments.append(segment)
     found.gone += [(name, int(name[4:20], 16)) for name in known]
+    if locked := {s.header.sequence_id for s in found.segments if s.seal is None}:
+        found.notices.append(
+            f"the stored KV of {len(locked)} conversation(s) is encrypted, and encryption is off: it is kept, "
+            "counted and not read"
+        )
     return found
 
 
-def _from_row(path: Path, row: SegmentRow, file_bytes: int) -> Segment | None:
+def _from_row(path: Path, row: SegmentRow, file_bytes: int, keys: Keys | None) -> Segment | None:
     """A sealed segment the index describes rightly, without touching the file."""
     if not row.is_sealed or row.file_bytes != file_bytes:
         return None
     try:
         header = SegmentHeader.unpack(row.header)
+        seal = seal_of(header, keys)
     except Malformed:
         return None
     if segment_name(header.segment, header.random) != path.name:
         return None
-    return Segment(header, path, row.end, file_bytes, True, row.num_records, row.num_damaged, file_bytes)
+    counts = row.num_records, row.num_damaged
+    return Segment(header, path, row.end, file_bytes, True, *counts, synced=file_bytes, seal=seal)
 
 
 def _adopt(
-    disk: Disk, path: Path, row: SegmentRow | None, indexed: Callable[[int], list[RecordRow]], found: Found
+    disk: Disk,
+    path: Path,
+    row: SegmentRow | None,
+    indexed: Callable[[int], list[RecordRow]],
+    found: Found,
+    keys: Keys | None,
 ) -> Segment | None:
     """A segment the index does not know to its end: scanned, cut to its good prefix, sealed."""
     file = SegmentFile(path, use_direct=False, disk=disk)
     try:
         header = read_header(file)
         file_bytes = file.num_bytes
+        seal = seal_of(header, keys)
+        if seal is None:
+            return Segment(header, path, file_bytes, file_bytes, is_sealed=True, synced=file_bytes)
         old = _indexed_prefix(row, indexed, header, file_bytes)
         start = old[-1].entry.offset + old[-1].entry.record_bytes if old else PAGE
-        result = scan(file, header, start=start, number=len(old))
+        result = scan(file, header, seal, start=start, number=len(old))
     except Newer as reason:
-        found.notices.append(f"{path.name} was left alone: {reason}; a newer edgekv can read it")
+        found.notices.append(f"{path.name} was left alone: {reason}; another edgekv wrote it")
         return None
     except Malformed as reason:
         _set_aside(disk, path, row, str(reason), found)
@@ -128,7 +149,7 @@ def _adopt(
         disk.unlink(path)
         found.gone.append((path.name, header.segment))
         return None
-    segment = Segment(header, path, result.end, file_bytes, result.is_sealed, result.num_records)
+    segment = Segment(header, path, result.end, file_bytes, result.is_sealed, result.num_records, seal=seal)
     if result.is_sealed:
         segment.num_damaged = len(result.problems)
         found.notices += [
@@ -183,4 +204,4 @@ def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, foun
     disk.make_directory(quarantine)
     disk.rename(path, quarantine / path.name)
     found.gone.append((path.name, int(path.name[4:20], 16)))
-    found.notices.append(f"{path.name} is damaged ({reason}) and was moved to quarantine/")
+    found.notices.append(f"{path.name} cannot be believed ({reason}) and was moved to quarantine/")

@@ -1,4 +1,4 @@
-"""One segment file: append, seal, scan. Knows files and the format; not the index, the quota or the keys.
+"""One segment file: append, end, scan. Knows files and the format; not the index, the quota or where keys are.
 
 A segment belongs to one sequence. It is written by the process that created it and by nobody after a restart:
 what a crash left is cut to its good prefix and sealed.
@@ -7,11 +7,13 @@ what a crash left is cut to its good prefix and sealed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgekv_storage.crypt import NO_KEY_ID, TAG_BYTES
 from edgekv_storage.files import write_all
 from edgekv_storage.format import (
     FOOTER_MAGIC,
@@ -20,7 +22,6 @@ from edgekv_storage.format import (
     TAIL_BYTES,
     Entry,
     Malformed,
-    RecordHeader,
     SegmentHeader,
     footer_bytes,
     footer_place,
@@ -28,18 +29,23 @@ from edgekv_storage.format import (
     round_up,
     unpack_footer,
 )
-from edgekv_storage.record import Extent, RecordTables, build_record, parse_tables
+from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.record import Extent, RecordBuilder, RecordTables, parse_header, parse_tables
+from edgekv_storage.sealing import PLAIN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgekv_storage.crypt import ConversationKey, Seal
     from edgekv_storage.files import SegmentFile
     from edgekv_storage.format import Layout
     from edgekv_storage.io.disk import Disk
 
 GROW_BYTES = 4 << 20
-MAX_SEGMENT_BYTES = 1 << 30  # then the sequence goes on in another file: dropping stays cheap
+MAX_SEGMENT_BYTES = 64 << 20  # then the sequence goes on in another file: dropping and copying stay cheap
 _GUESS = 2 * PAGE  # most records' tables fit in one read of this
+_SCRATCH_BYTES = 1 << 20  # encrypted and written at a time: fits the cache between the two
+_scratches = BufferPool(keep_bytes=2 * _SCRATCH_BYTES)
 
 
 def segment_name(segment: int, random: int) -> str:
@@ -49,7 +55,10 @@ def segment_name(segment: int, random: int) -> str:
 
 @dataclass(slots=True)
 class Segment:
-    """What the store knows of one segment. `end` is behind its last record; `entries` are kept while open."""
+    """What the store knows of one segment. `end` is behind its last record; `entries` are kept while open.
+
+    `seal` opens its records; None: it cannot be read now, only counted and deleted.
+    """
 
     header: SegmentHeader
     path: Path
@@ -61,6 +70,7 @@ class Segment:
     synced: int = 0  # bytes known to have reached the drive
     entries: list[Entry] | None = field(default=None, repr=False)
     used_ns: int = 0  # last append or lookup, since 1970; the file's time keeps it over a restart
+    seal: Seal | None = field(default=None, repr=False)
 
     @property
     def live_bytes(self) -> int:
@@ -75,11 +85,23 @@ class Segment:
 class SegmentWriter:
     """Appends to a new segment, from one thread at a time."""
 
-    def __init__(self, disk: Disk, directory: Path, segment: int, sequence_id: bytes, layout: Layout) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        segment: int,
+        sequence_id: bytes,
+        layout: Layout,
+        key: ConversationKey | None = None,
+    ) -> None:
+        """Creates the file; without a key it is not encrypted. Raises OSError."""
         self.disk = disk
-        header = SegmentHeader(segment, secrets.randbits(64), sequence_id, layout)
+        key_id = NO_KEY_ID if key is None else key.key_id
+        header = SegmentHeader(segment, secrets.randbits(64), sequence_id, layout, key_id)
         path = directory / segment_name(segment, header.random)
-        self.segment = Segment(header, path, entries=[])
+        self._seal = PLAIN if key is None else key.segment_seal(segment, header.random)
+        self._is_spent = False
+        self.segment = Segment(header, path, entries=[], seal=self._seal)
         self.bytes_written = 0
         self.allocated = 0
         self._can_preallocate = True
@@ -98,23 +120,43 @@ class SegmentWriter:
         `grow_bytes` is the step of preallocation; 0 takes no more room than the record needs.
         """
         segment = self.segment
-        tables, buffers = build_record(extent, segment.header, segment.num_records)
-        entry = tables.entry(segment.end)
+        if self._is_spent:
+            raise OSError(errno.EIO, "an append to this segment failed before")
+        builder = RecordBuilder(extent, segment.header, segment.num_records, self._seal)
+        entry = builder.entry(segment.end)
+        self._is_spent = True  # whatever goes wrong from here on, not only what a drive reports
         try:
             self._reserve(entry.offset + entry.record_bytes, grow_bytes)
-            written = write_all(self.disk, self.fd, buffers, entry.offset)
+            self._write(builder, entry)
         except OSError:
             with contextlib.suppress(OSError):
                 self.disk.truncate(self.fd, segment.end)
             self.allocated = segment.end
             raise
         assert segment.entries is not None
+        assert builder.tables is not None
         segment.entries.append(entry)
         segment.num_records += 1
-        assert written == entry.record_bytes, "the record is not as long as its header says"
         segment.end = segment.file_bytes = entry.offset + entry.record_bytes
-        self.bytes_written += written
-        return entry, tables
+        self._is_spent = False
+        return entry, builder.tables
+
+    def _write(self, builder: RecordBuilder, entry: Entry) -> None:
+        layout = self.segment.header.layout
+        scratch = _scratches.take(max(_SCRATCH_BYTES, layout.leaf_bytes) + PAGE + TAG_BYTES)
+        written = 0
+        try:
+            for at, buffers in builder.pieces(scratch):
+                written += write_all(self.disk, self.fd, buffers, entry.offset + at)
+        finally:
+            _scratches.give(scratch)
+            self.bytes_written += written
+        assert written == entry.record_bytes, "the record is not as long as its header says"
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be appended any more: something went wrong in the middle of an append."""
+        return self._is_spent
 
     def sync(self) -> None:
         """Raises OSError, after which the segment must not be written again."""
@@ -175,16 +217,15 @@ def read_header(file: SegmentFile) -> SegmentHeader:
     return header
 
 
-def read_tables(file: SegmentFile, header: SegmentHeader, number: int, entry: Entry | int) -> RecordTables:
-    """Verified tables of a record at an entry, or at a bare offset. Raises Malformed, OSError."""
-    if isinstance(entry, Entry):
-        data = file.read(RECORD_BYTES + entry.table_bytes, entry.offset)
-        return parse_tables(data, header, number)
-    data = file.read(_GUESS, entry)
-    needed = RECORD_BYTES + RecordHeader.unpack(data).table_bytes
-    if needed > len(data):
-        data += file.read(needed - len(data), entry + len(data))
-    return parse_tables(data, header, number)
+def read_tables(
+    file: SegmentFile, header: SegmentHeader, number: int, offset: int, seal: Seal
+) -> RecordTables:
+    """Verified tables of the record at `offset`. Raises Malformed, OSError."""
+    data = file.read(_GUESS, offset)
+    needed = RECORD_BYTES + parse_header(data, header, number).table_bytes
+    if len(data) < needed <= file.num_bytes:  # a planted header cannot ask for more than there is
+        data += file.read(needed - len(data), offset + len(data))
+    return parse_tables(data, header, number, seal)
 
 
 @dataclass(slots=True)
@@ -198,7 +239,7 @@ class Scan:
     num_records: int  # the damaged ones of a sealed segment included
 
 
-def scan(file: SegmentFile, header: SegmentHeader, *, start: int = PAGE, number: int = 0) -> Scan:
+def scan(file: SegmentFile, header: SegmentHeader, seal: Seal, *, start: int = PAGE, number: int = 0) -> Scan:
     """Reads every record's tables, by the footer where there is a good one, else one after the other.
 
     Without a footer it stops at the first bad record. `start` and `number` say where records already known
@@ -207,11 +248,11 @@ def scan(file: SegmentFile, header: SegmentHeader, *, start: int = PAGE, number:
     file_bytes = file.num_bytes
     entries = _read_footer(file, header, file_bytes)
     if entries is not None:
-        return _read_listed(file, header, entries)
+        return _read_listed(file, header, seal, entries)
     result = Scan([], start, is_sealed=False, problems=[], num_records=number)
     while result.end + RECORD_BYTES <= file_bytes:
         try:
-            tables = read_tables(file, header, number, result.end)
+            tables = read_tables(file, header, number, result.end, seal)
         except Malformed as reason:
             result.problems.append((result.end, str(reason)))
             break
@@ -235,14 +276,19 @@ def _read_footer(file: SegmentFile, header: SegmentHeader, file_bytes: int) -> l
         entries = unpack_footer(file.read(place[1], place[0]), header.segment)
     except Malformed:
         return None
-    return entries if not entries or entries[-1].offset + entries[-1].record_bytes == place[0] else None
+    end = PAGE
+    for entry in entries:
+        if entry.offset != end or entry.record_bytes % PAGE or not entry.record_bytes:
+            return None
+        end += entry.record_bytes
+    return entries if end == place[0] else None
 
 
-def _read_listed(file: SegmentFile, header: SegmentHeader, entries: list[Entry]) -> Scan:
+def _read_listed(file: SegmentFile, header: SegmentHeader, seal: Seal, entries: list[Entry]) -> Scan:
     result = Scan([], PAGE, is_sealed=True, problems=[], num_records=len(entries))
     for number, entry in enumerate(entries):
         try:
-            tables = read_tables(file, header, number, entry)
+            tables = read_tables(file, header, number, entry.offset, seal)
             if tables.entry(entry.offset) != entry:
                 result.problems.append((entry.offset, "the record is not what the footer says"))
                 continue

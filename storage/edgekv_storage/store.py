@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekv_storage.catalog import Catalog, Known
 from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.crypt import NO_LEAF_SECRET
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
 from edgekv_storage.flusher import Flusher
@@ -26,6 +27,7 @@ from edgekv_storage.indexing import Indexing
 from edgekv_storage.io.choice import IO_CHOICES, make_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
+from edgekv_storage.keys import leaf_keys
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
 from edgekv_storage.recover import find_segments
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.segment import Segment
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
@@ -63,12 +66,19 @@ class Store:
     """KV of one model in a data directory; segments of other models count and can be forgotten."""
 
     def __init__(
-        self, disk: Disk, directory: DataDir, layout: Layout | None, writers: Writers, catalog: Catalog
+        self,
+        disk: Disk,
+        directory: DataDir,
+        layout: Layout | None,
+        writers: Writers,
+        catalog: Catalog,
+        keys: Keys | None,
     ) -> None:
         """Use `Store.open`."""
         self.layout = layout
         self.directory = directory
         self._disk = disk
+        self._keys = keys
         self._owns_directory = False
         self._catalog = catalog
         self._writers = writers
@@ -88,13 +98,16 @@ class Store:
         free_floor_bytes: int | None = None,
         io: str = "auto",
         io_depth: int | None = None,
+        keys: Keys | None = None,
         disk: Disk | None = None,
     ) -> Store:
         """Opens or creates the store, recovering what a crash left.
 
         A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout
         nothing can be appended or found, but everything can be forgotten and checked. What lies above the
-        quota is evicted, the longest unused first, and a notice says so. Raises Locked (go on
+        quota is evicted, the longest unused first, and a notice says so. With `keys` every segment is encrypted,
+        and one that is not, or whose key is gone, goes to quarantine/; without, none is, and those that are stay
+        unread. Raises Locked (go on
         without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
         """
         if io not in IO_CHOICES:
@@ -105,8 +118,8 @@ class Store:
             directory.require_writable()
             floor = default_floor(disk, directory.path) if free_floor_bytes is None else free_floor_bytes
             catalog = Catalog()
-            writers = Writers(disk, directory.path, catalog, quota_bytes, floor)
-            store = cls(disk, directory, layout, writers, catalog)
+            writers = Writers(disk, directory.path, catalog, quota_bytes, floor, keys)
+            store = cls(disk, directory, layout, writers, catalog, keys)
             store._start(io, io_depth)
         except OSError as error:
             if directory is not data_dir:
@@ -122,7 +135,8 @@ class Store:
     def _start(self, io: str, io_depth: int | None) -> None:
         path = self.directory.path
         self._indexing = Indexing(self._disk, path / "index.db", self._catalog, self._notices)
-        found = find_segments(self._disk, path, self._indexing.segment_rows, self._indexing.indexed)
+        rows, indexed = self._indexing.segment_rows, self._indexing.indexed
+        found = find_segments(self._disk, path, rows, indexed, self._keys)
         with self._catalog.lock:
             for segment in found.segments:
                 self._catalog.add_segment(segment)
@@ -156,6 +170,22 @@ class Store:
             )
 
     # Writing
+
+    def leaf_keys(
+        self,
+        sequence_id: bytes,
+        namespace: bytes,
+        token_ids: NDArray[np.int32],
+        parent: bytes | None = None,
+    ) -> list[bytes]:
+        """Chain keys of the full leaves of `token_ids` [T], `parent` being the key of the leaf before them.
+
+        They depend on a secret of the conversation, whose key is made where there is none. Raises
+        StorageError where that cannot be kept.
+        """
+        layout = self._need_layout()
+        secret = NO_LEAF_SECRET if self._keys is None else self._keys.need(sequence_id).leaf_secret
+        return leaf_keys(layout.fingerprint, namespace, token_ids, parent, secret)
 
     def append(
         self,
@@ -299,7 +329,8 @@ class Store:
             self._need_open()
             if self._catalog.is_loaded(sequence_id):
                 return
-            ours = [s for s in self._catalog.segments_of(sequence_id) if s.header.layout == self.layout]
+            segments = self._catalog.segments_of(sequence_id)
+            ours = [s for s in segments if s.header.layout == self.layout and s.seal is not None]
             for row in self._indexing.rows_of(ours):
                 segment = self._catalog.segments[row.segment]
                 self._catalog.add_record(segment, row.number, Known(row.entry, row.keys))
@@ -361,8 +392,11 @@ class Store:
     def check(self) -> list[Problem]:
         """Reads every byte of every segment and verifies it; slow. Empty when all is well."""
         with self._catalog.lock:
-            segments = list(self._catalog.segments.values())
-        return [problem for s in segments for problem in check_segment(s.path, end=s.end, disk=self._disk)]
+            segments = [(s, s.seal) for s in self._catalog.segments.values() if s.seal is not None]
+        problems: list[Problem] = []
+        for segment, seal in segments:
+            problems += check_segment(segment.path, end=segment.end, disk=self._disk, seal=seal)
+        return problems
 
     def close(self) -> None:
         """Seals what is open, indexes it and stops all threads; harmless when called again."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.catalog import Catalog
+    from edgekv_storage.crypt import Keys
     from edgekv_storage.format import Entry, Layout
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.record import Extent, RecordTables
@@ -39,9 +40,16 @@ class Writers:
     """Open segments by sequence, the least recently used first."""
 
     def __init__(
-        self, disk: Disk, directory: Path, catalog: Catalog, quota_bytes: int, floor_bytes: int
+        self,
+        disk: Disk,
+        directory: Path,
+        catalog: Catalog,
+        quota_bytes: int,
+        floor_bytes: int,
+        keys: Keys | None = None,
     ) -> None:
         self._disk = disk
+        self._keys = keys
         self.quota_bytes = quota_bytes
         self.floor_bytes = floor_bytes
         self.off_reason: str | None = None
@@ -64,7 +72,7 @@ class Writers:
             raise StoreOff(self.off_reason)
         need = _record_estimate(extent, layout)
         writer = self._open.get(sequence_id)
-        if writer is not None and writer.segment.end + need > MAX_SEGMENT_BYTES:
+        if writer is not None and (writer.is_full or writer.segment.end + need > MAX_SEGMENT_BYTES):
             self.seal(sequence_id)
             writer = None
         grow = self._make_room(need + (0 if writer else 2 * PAGE), sequence_id)
@@ -139,7 +147,9 @@ class Writers:
     def _start(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
         if len(self._open) >= _MAX_OPEN:
             self.seal(next(iter(self._open)))
-        writer = SegmentWriter(self._disk, self._directory, self._catalog.next_segment, sequence_id, layout)
+        key = None if self._keys is None else self._keys.need(sequence_id)
+        number = self._catalog.next_segment
+        writer = SegmentWriter(self._disk, self._directory, number, sequence_id, layout, key)
         with self._catalog.lock:
             self._catalog.add_segment(writer.segment)
         self._open[sequence_id] = writer

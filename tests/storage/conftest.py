@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from storage_fixtures import Encryption, FixedKeys
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -14,3 +16,11 @@ if TYPE_CHECKING:
 def data_dir(tmp_path: Path) -> Path:
     """Where a store will be made."""
     return tmp_path / "data"
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def encryption(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test without encryption and with it."""
+    Encryption.keys = FixedKeys() if request.param == "encrypted" else None
+    yield request.param
+    Encryption.keys = None

@@ -6,7 +6,7 @@ import random
 import sys
 from pathlib import Path
 
-from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store
+from storage_fixtures import OTHER, SEQUENCE, TINY, Encryption, FixedKeys, Model, open_store
 
 from edgekv_storage import DataDir, Transcripts
 
@@ -35,4 +35,6 @@ def main(path: Path, seed: int) -> None:
             sys.stdout.flush()
 
 
+if sys.argv[3] == "encrypted":
+    Encryption.keys = FixedKeys()
 main(Path(sys.argv[1]), int(sys.argv[2]))

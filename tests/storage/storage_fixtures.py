@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekv_storage import LEAF_TOKENS, DataDir, Layout, LeafPlace, LeafRead, Store, leaf_keys
+from edgekv_storage import (
+    LEAF_TOKENS,
+    ConversationKey,
+    DataDir,
+    Layout,
+    LeafPlace,
+    LeafRead,
+    Store,
+    leaf_keys,
+)
+from edgekv_storage.crypt import NO_LEAF_SECRET
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +31,26 @@ TINY = Layout(num_layers=3, leaf_bytes=1024, dtype=1, fingerprint=b"t" * 32)
 PAGED = Layout(num_layers=2, leaf_bytes=4096, dtype=1, fingerprint=b"p" * 32)
 ODD = Layout(num_layers=5, leaf_bytes=100, dtype=1, fingerprint=b"o" * 32)
 SMOL = Layout(num_layers=30, leaf_bytes=12288, dtype=1, fingerprint=b"s" * 32)
+
+
+class FixedKeys:
+    """Keys that follow from the sequence: the same in every process of a test."""
+
+    @staticmethod
+    def need(sequence_id: bytes) -> ConversationKey:
+        return ConversationKey(hashlib.sha256(sequence_id).digest(), hashlib.md5(sequence_id).digest())
+
+    find = need
+
+
+class Encryption:
+    """What stores are opened with where a test does not say: set by the fixture `encryption`."""
+
+    keys: FixedKeys | None = None
+
+    @classmethod
+    def secret(cls, sequence_id: bytes) -> bytes:
+        return NO_LEAF_SECRET if cls.keys is None else cls.keys.need(sequence_id).leaf_secret
 
 
 def ids_of(num_leaves: int, seed: int = 0) -> np.ndarray:
@@ -50,7 +81,11 @@ class Model:
 
     @property
     def keys(self) -> list[bytes]:
-        return leaf_keys(self.layout.fingerprint, NAMESPACE, self.ids)
+        return self.keys_of(self.ids)
+
+    def keys_of(self, ids: np.ndarray, parent: bytes | None = None) -> list[bytes]:
+        secret = Encryption.secret(self.sequence_id)
+        return leaf_keys(self.layout.fingerprint, NAMESPACE, ids, parent, secret)
 
     def append(self, store: Store, num_leaves: int, **options) -> list[LeafPlace]:
         old = self.keys
@@ -58,7 +93,7 @@ class Model:
         new = ids_of(num_leaves, self.seed)
         ids = np.concatenate([self.ids, new])
         parent = old[-1] if old else None
-        keys = leaf_keys(self.layout.fingerprint, NAMESPACE, new, parent)
+        keys = self.keys_of(new, parent)
         places = store.append(self.sequence_id, keys, parent, new, payload_of(self.layout, keys), **options)
         self.ids = ids
         return places
@@ -87,7 +122,8 @@ class Model:
 
 def open_store(path: Path | DataDir, layout: Layout | None = TINY, **options) -> Store:
     """A store without a free-space floor, as the test machine's drive is not ours to judge."""
-    return Store.open(path, layout, **{"quota_bytes": 1 << 30, "free_floor_bytes": 0, **options})
+    usual = {"quota_bytes": 1 << 30, "free_floor_bytes": 0, "keys": Encryption.keys}
+    return Store.open(path, layout, **(usual | options))
 
 
 def segments_in(path: Path) -> list[Path]:

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from storage_fixtures import OTHER, SEQUENCE, TINY, leaf_bytes_of, open_store
+from storage_fixtures import OTHER, SEQUENCE, TINY, Encryption, leaf_bytes_of, open_store
 
 from edgekv_storage import DataDir, LeafPlace, LeafRead, Store, Transcripts
+
+pytestmark = pytest.mark.usefixtures("encryption")
 
 CHILD = Path(__file__).with_name("storage_crash_child.py")
 
@@ -20,7 +22,8 @@ CHILD = Path(__file__).with_name("storage_crash_child.py")
 def _run_and_kill(path: Path, seed: int, delay: float) -> list[tuple[int, bytes]]:
     """Turns that the child was told are durable."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(CHILD.parent)])}
-    command = [sys.executable, str(CHILD), str(path), str(seed)]
+    kind = "plain" if Encryption.keys is None else "encrypted"
+    command = [sys.executable, str(CHILD), str(path), str(seed), kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

@@ -13,6 +13,8 @@ from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_
 from edgekv_storage import UnknownFormat
 from edgekv_storage.io import blocking
 
+pytestmark = pytest.mark.usefixtures("encryption")
+
 
 def _filled(data_dir, *turns: int) -> Model:
     model = Model(TINY)
@@ -179,7 +181,7 @@ def test_foreign_and_newer_segments_are_left_alone(data_dir):
     """Guards other people's bytes: a planted file, a link, a newer format stay, with one line each."""
     _filled(data_dir, 1)
     newer = bytearray(segments_in(data_dir)[0].read_bytes())
-    newer[8] = 2
+    newer[8] = 3
     planted = {
         "seg-00000000000000f0-0000000000000001.kv": b"not ours" * 1000,
         "seg-00000000000000f1-0000000000000001.kv": bytes(newer),

@@ -11,6 +11,8 @@ from storage_fixtures import OTHER, SEQUENCE, SMOL, TINY, Model, open_store, seg
 from edgekv_storage import DiskFull, QuotaExceeded, StoreOff, WriteFailed
 from edgekv_storage.io import disk as disk_module
 
+pytestmark = pytest.mark.usefixtures("encryption")
+
 
 def test_the_quota_is_a_limit_and_eviction_frees_it(data_dir):
     """Guards the disk limit, preallocated blocks included, and that a refused append changes nothing."""

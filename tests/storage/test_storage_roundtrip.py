@@ -22,6 +22,8 @@ from storage_fixtures import (
 
 from edgekv_storage import LeafFault, LeafRead, StorageError, StoreClosed
 
+pytestmark = pytest.mark.usefixtures("encryption")
+
 LAYOUTS = pytest.mark.parametrize("layout", [TINY, PAGED, ODD, SMOL], ids=["tiny", "paged", "odd", "smol"])
 
 
@@ -86,11 +88,11 @@ def test_payload_may_be_cut_anywhere(data_dir):
     model = Model(ODD)
     with open_store(data_dir, ODD) as store:
         model.append(store, 2)
-        whole = b"".join(payload_of(ODD, model.keys))
+        other = Model(ODD, OTHER, ids=model.ids)
+        whole = b"".join(payload_of(ODD, other.keys))
         cut = [memoryview(whole)[at : at + 37] for at in range(0, len(whole), 37)]
-        store.append(OTHER, model.keys, None, model.ids, cut)
-        model.sequence_id = OTHER
-        assert model.read(store, model.find(store)) == (2 * ODD.num_layers, 0)
+        store.append(OTHER, other.keys, None, other.ids, cut)
+        assert other.read(store, other.find(store)) == (2 * ODD.num_layers, 0)
         assert store.check() == []
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 import threading
 
+import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, leaf_bytes_of, open_store
 
 from edgekv_storage import LeafRead, StoreClosed
+
+pytestmark = pytest.mark.usefixtures("encryption")
 
 
 def test_readers_race_appends_forgets_and_close(data_dir):
