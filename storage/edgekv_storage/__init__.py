@@ -30,8 +30,9 @@ from edgekv_storage.io.pread import reader_name, reads_directly
 from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
+from edgekv_storage.rows import ConversationRow, TurnRow
 from edgekv_storage.store import Store, StoreStats
-from edgekv_storage.transcripts import ConversationRow, Transcripts, TurnRow
+from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
 from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 from edgekv_storage.unlocking import Protection, Unlocking
 
@@ -42,6 +43,8 @@ __all__ = [
     "PAGE",
     "ConversationKey",
     "ConversationRow",
+    "DamagedConversation",
+    "DamagedTurn",
     "DataDir",
     "DiskFull",
     "KeyChain",

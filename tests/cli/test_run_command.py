@@ -197,7 +197,7 @@ def test_a_damaged_conversation_is_marked_and_can_be_forgotten(edgekv, data_dir)
     for name in ("good", "bad"):
         edgekv("run", "x", "-c", name)
     with closing(sqlite3.connect(data_dir / "transcripts.db")) as db:
-        db.execute("UPDATE turns SET blob = x'00' WHERE id = 2")
+        db.execute("UPDATE turns SET content = x'00' WHERE id = 2")
         db.commit()
     lines = edgekv("conversations").stdout.splitlines()
     assert [("bad" in line, "[damaged]" in line) for line in sorted(lines, key=len)] == [

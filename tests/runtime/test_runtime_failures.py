@@ -150,13 +150,14 @@ def test_nothing_is_submitted_after_retire(open_runtime, monkeypatch):
     assert chat.history()[0].state == "stopped"
 
 
-def damage_first_turn(data_dir, name):
+def damage_first_turn_of_last(data_dir):
+    """Flips a bit in the first turn of the newest conversation; returns the turn's id."""
     with sqlite3.connect(data_dir / "transcripts.db") as db:
-        (conversation,) = db.execute("SELECT id FROM conversations WHERE name = ?", (name,)).fetchone()
+        (conversation,) = db.execute("SELECT max(id) FROM conversations").fetchone()
         (turn,) = db.execute("SELECT min(id) FROM turns WHERE conversation = ?", (conversation,)).fetchone()
-        (blob,) = db.execute("SELECT blob FROM turns WHERE id = ?", (turn,)).fetchone()
-        flipped = bytes([blob[0] ^ 1]) + blob[1:]
-        db.execute("UPDATE turns SET blob = ? WHERE id = ?", (flipped, turn))
+        (content,) = db.execute("SELECT content FROM turns WHERE id = ?", (turn,)).fetchone()
+        flipped = content[:-1] + bytes([content[-1] ^ 1])
+        db.execute("UPDATE turns SET content = ? WHERE id = ?", (flipped, turn))
     db.close()
     return turn
 
@@ -167,7 +168,7 @@ def test_a_flipped_row_harms_its_own_conversation_only(open_runtime, data_dir):
     for name in ("good", "bad one"):
         first.conversation(name).send("x")
     first.close()
-    turn = damage_first_turn(data_dir, "bad one")
+    turn = damage_first_turn_of_last(data_dir)
     runtime = open_runtime()
     infos = {info.name: (info.num_turns, info.is_damaged) for info in runtime.conversations()}
     assert infos == {"good": (1, False), "bad one": (1, True)}
