@@ -24,12 +24,34 @@ def data_dir(tmp_path) -> Path:
     return tmp_path / "data"
 
 
+def pytest_addoption(parser):
+    """Sizes of the campaigns; without them they run at the sizes of CI."""
+    sizes = parser.getgroup("stress", "sizes of `pytest -m stress`, see docs/reliability.md")
+    sizes.addoption("--kills", type=int, help="processes to kill")
+    sizes.addoption("--power-losses", type=int, help="power losses to play, of SQLite and of segments each")
+    sizes.addoption("--bit-flips", type=int, help="bits to flip, one at a time")
+    sizes.addoption("--seed", type=int, default=1, help="of every random choice")
+
+
+@pytest.fixture
+def campaign_size(request):
+    """`campaign_size("--kills", ci=40)`: the size asked for, or CI's. One code path serves both."""
+
+    def size(option, *, ci):
+        asked = request.config.getoption(option)
+        return ci if asked is None else asked
+
+    return size
+
+
 def pytest_collection_modifyitems(config, items):
     """Long campaigns run when asked for by marker, GPU tests where there is a GPU."""
     if not config.option.markexpr:
         for item in items:
-            for marker in {"slow", "stress"} & set(item.keywords):
-                item.add_marker(pytest.mark.skip(reason=f"long: pytest -m {marker}"))
+            for name in ("slow", "stress"):
+                marker = item.get_closest_marker(name)
+                if marker and not marker.kwargs.get("ci"):  # with ci=True it is small until asked to be long
+                    item.add_marker(pytest.mark.skip(reason=f"long: pytest -m {name}"))
     wants_gpu = [item for item in items if "gpu" in item.keywords]
     if wants_gpu and not _has_gpu():
         for item in wants_gpu:

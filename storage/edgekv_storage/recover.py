@@ -138,7 +138,11 @@ def _adopt(
         found.notices.append(f"{path.name} was left alone: {reason}; another edgekv wrote it")
         return None
     except Malformed as reason:
-        _set_aside(disk, path, row, str(reason), found)
+        if _is_blank(file):
+            disk.unlink(path)
+            found.gone.append((path.name, int(path.name[4:20], 16)))
+        else:
+            _set_aside(disk, path, row, str(reason), found)
         return None
     except OSError as error:
         found.notices.append(f"{path.name} cannot be read ({error.strerror}) and was left alone")
@@ -163,6 +167,12 @@ def _adopt(
     found.changed.append(segment)
     found.records += record_rows(header.segment, result)
     return segment
+
+
+def _is_blank(file: SegmentFile) -> bool:
+    """Made by a process that was killed before it wrote anything: nothing is lost with it."""
+    data = file.read(PAGE + 1, 0)
+    return len(data) <= PAGE and not any(data)
 
 
 def _indexed_prefix(

@@ -128,7 +128,7 @@ class SegmentWriter:
         try:
             self._reserve(entry.offset + entry.record_bytes, grow_bytes)
             self._write(builder, entry)
-        except BaseException:  # an interrupt too must leave no half record
+        except OSError:
             with contextlib.suppress(OSError):
                 self.disk.truncate(self.fd, segment.end)
             self.allocated = segment.end

@@ -13,7 +13,7 @@ from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_
 from edgekv_storage import UnknownFormat
 from edgekv_storage.io import blocking
 
-pytestmark = pytest.mark.usefixtures("encryption", "io")
+pytestmark = pytest.mark.usefixtures("encryption")
 
 
 def _filled(data_dir, *turns: int) -> Model:
@@ -167,7 +167,7 @@ def test_tables_that_could_not_be_read_are_dead_only_if_the_drive_lost_them(
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    with open_store(data_dir, io="pread") as store:
+    with open_store(data_dir) as store:
         monkeypatch.setattr(blocking, "read_all", refuse)
         assert model.find(store) == []
         monkeypatch.undo()
@@ -185,8 +185,9 @@ def test_foreign_and_newer_segments_are_left_alone(data_dir):
     planted = {
         "seg-00000000000000f0-0000000000000001.kv": b"not ours" * 1000,
         "seg-00000000000000f1-0000000000000001.kv": bytes(newer),
-        "seg-00000000000000f3-0000000000000001.kv": b"",
     }
+    empty = data_dir / "seg-00000000000000f3-0000000000000001.kv"  # as a kill right after its making leaves it
+    empty.touch()
     for name, data in planted.items():
         (data_dir / name).write_bytes(data)
     link = data_dir / "seg-00000000000000f2-0000000000000001.kv"
@@ -198,3 +199,4 @@ def test_foreign_and_newer_segments_are_left_alone(data_dir):
         assert model.append(store, 1)[0].segment > 0xF3
         assert {name: (data_dir / name).read_bytes() for name in planted} == planted
         assert link.is_symlink()
+        assert not empty.exists()

@@ -19,7 +19,7 @@ from edgekv_storage.errors import StoreClosed
 from edgekv_storage.io.blocking import direct_range, is_aligned, read_job, settle
 from edgekv_storage.io.buffers import BufferPool
 from edgekv_storage.io.pread import PreadReader
-from edgekv_storage.io.ring import Prepared, Ring, RingUnusable
+from edgekv_storage.io.ring import Ring, RingUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 DEPTH = 32
-_AHEAD = 4  # reads prepared beyond those in flight: the drive waits for Python a little less
 _FINISH_AT_ONCE = 4  # then the queue is looked after again
 _BUSY_SECONDS = 0.001
 _LONG_COPY = 64 << 10
@@ -65,7 +64,6 @@ class UringReader:
         self._thread: threading.Thread | None = None
         self._ring: Ring[_Flight] | None = None
         self._fallback: PreadReader | None = None
-        self._staged: deque[Prepared[_Flight]] = deque()
         self._landed: deque[tuple[_Flight, int | OSError]] = deque()
         self._pool = BufferPool()
 
@@ -134,42 +132,25 @@ class UringReader:
     def _serve(self, ring: Ring[_Flight]) -> None:
         landed = self._landed
         while True:
-            is_sent = self._start(ring)  # first of all: until then the drive may have nothing to do
             landed += ring.completed()
-            is_over = self._stage(ring)
-            if is_sent and self._staged and ring.room > 0:
-                continue
+            is_over = self._refill(ring)
+            is_sent = ring.send()
             if landed:
                 for _ in range(min(len(landed), _FINISH_AT_ONCE)):
                     self._land(*landed.popleft())
-            elif not ring.in_flight and is_over:
+            elif ring.in_flight:
+                if is_sent:
+                    ring.wait()
+                else:
+                    time.sleep(_BUSY_SECONDS)
+            elif is_over:
                 return
-            elif is_sent:
-                ring.wait()
             else:
-                time.sleep(_BUSY_SECONDS)
-
-    def _start(self, ring: Ring[_Flight]) -> bool:
-        """Sends what is prepared and fits; False where the kernel is too busy to take it."""
-        for _ in range(min(ring.room, len(self._staged))):
-            ring.start(self._staged.popleft())
-        return ring.send()
-
-    def _stage(self, ring: Ring[_Flight]) -> bool:
-        """Prepares what fits and a little more; True when closed and nothing waits any more."""
-        while (wanted := max(0, ring.room) + _AHEAD - len(self._staged)) > 0:
-            with self._lock:
-                jobs = [heapq.heappop(self._queue)[2] for _ in range(min(wanted, len(self._queue)))]
-                if not jobs:
-                    return self._is_closed and not self._staged
-            for job in jobs:
-                self._begin(ring, job)
-        return False
+                ring.wait()
 
     def _give_up(self, ring: Ring[_Flight], error: OSError) -> None:
         """The ring takes no more reads: waits for those it has and leaves the rest to threads."""
-        unsent = [*ring.take_unsent(), *(read.token for read in self._staged)]
-        self._staged.clear()
+        unsent = ring.take_unsent()
         while ring.in_flight:
             ring.wait()
             self._landed += ring.completed()
@@ -188,23 +169,33 @@ class UringReader:
             fallback.submit([job], priority)
         self._notify(f"{reason}: leaves are read by threads instead ({fallback.name})")
 
+    def _refill(self, ring: Ring[_Flight]) -> bool:
+        """Prepares what fits; True when closed and nothing waits any more."""
+        while ring.room:
+            with self._lock:
+                jobs = [heapq.heappop(self._queue)[2] for _ in range(min(ring.room, len(self._queue)))]
+                if not jobs:
+                    return self._is_closed
+            for job in jobs:
+                self._begin(ring, job)
+        return False
+
     def _begin(self, ring: Ring[_Flight], job: ReadJob) -> None:
-        bounce = None
+        buffers, bounce = None, None
         try:
             buffers = job.begin()
             if buffers is None:
                 raise OSError(errno.ECANCELED, "no longer wanted")  # noqa: TRY301
-            offset, target, copies = job.offset, buffers, False
             fd = job.file.direct if self.use_direct and not job.buffered else None
             if fd is None:
-                fd = job.file.buffered
                 copies = sum(map(len, buffers)) >= _LONG_COPY
-            elif not is_aligned(job.offset, buffers):
-                offset, num_bytes = direct_range(job.offset, buffers)
+                ring.add(_Flight(job, buffers, None), job.file.buffered, buffers, job.offset, copies=copies)
+            elif is_aligned(job.offset, buffers):
+                ring.add(_Flight(job, buffers, None), fd, buffers, job.offset)
+            else:
+                start, num_bytes = direct_range(job.offset, buffers)
                 bounce = self._pool.take(num_bytes)
-                target = [bounce]
-            flight = _Flight(job, buffers, bounce)
-            self._staged.append(ring.prepare(flight, fd, target, offset, copies=copies))
+                ring.add(_Flight(job, buffers, bounce), fd, [bounce], start)
         except OSError as error:
             job.finish(error)
         except Exception as error:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter

@@ -1,0 +1,165 @@
+"""A small data directory for campaigns: everything in it opened at once, its leaves known in advance.
+
+A sequence has a few chains of leaves; which tokens and bytes they hold follows from the sequence's id, so that
+any process can judge any byte. Knows the storage package's public API; no test framework.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import mmap
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import stress_bridge
+
+from edgekv_storage import LEAF_TOKENS, DataDir, Layout, LeafPlace, LeafRead, Store
+
+LAYOUT = Layout(num_layers=3, leaf_bytes=1024, dtype=1, fingerprint=b"t" * 32)
+NAMESPACE = b"exact"
+NUM_CHAINS = 3
+CHAIN_LEAVES = 40
+QUOTA_BYTES = 1_500_000
+
+
+class Home:
+    """A data directory with keys, transcripts and store open. A context manager."""
+
+    def __init__(self, path: Path, *, io: str = "pread", quota_bytes: int = QUOTA_BYTES) -> None:
+        """Raises StorageError."""
+        self.path = path
+        self._io, self._quota_bytes = io, quota_bytes
+        with ExitStack() as opening:
+            self.directory = opening.enter_context(DataDir.open(path))
+            self.keys = stress_bridge.open_keys(self.directory)
+            self.transcripts = opening.enter_context(
+                stress_bridge.open_transcripts(self.directory, self.keys)
+            )
+            self.store = self._open_store()
+            opening.callback(self.store.close)
+            self._open = opening.pop_all()
+
+    def _open_store(self) -> Store:
+        return stress_bridge.open_store(
+            self.directory, LAYOUT, self.keys, quota_bytes=self._quota_bytes, io=self._io
+        )
+
+    def reopen_store(self) -> None:
+        """Closes the store and opens it again."""
+        self.store.close()
+        self.store = self._open_store()
+
+    def notices(self) -> list[str]:
+        """What the user would be told."""
+        return [*self.keys.notices, *self.store.take_notices()]
+
+    def close(self) -> None:
+        """Closes all of it."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Token ids and chain keys of one possible course of a sequence."""
+
+    ids: np.ndarray  # [leaves * 16], int32
+    keys: list[bytes]
+
+
+@functools.lru_cache(maxsize=4096)
+def chain_ids(sequence_id: bytes, number: int) -> np.ndarray:
+    """Chains of a sequence share their first 8 leaves, as branches of a conversation do."""
+    shared = _random_ids(sequence_id + b"shared", 8)
+    return np.concatenate([shared, _random_ids(sequence_id + bytes([number]), CHAIN_LEAVES - 8)])
+
+
+def _random_ids(name: bytes, num_leaves: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).integers(0, 50_000, num_leaves * LEAF_TOKENS).astype(np.int32)
+
+
+def chain_of(home: Home, sequence_id: bytes, number: int) -> Chain:
+    """Needs the sequence's key, so it makes one."""
+    ids = chain_ids(sequence_id, number)
+    return Chain(ids, stress_bridge.leaf_keys(home.store, LAYOUT, sequence_id, NAMESPACE, ids))
+
+
+def leaf_content(ids: np.ndarray, leaf: int, layer: int) -> bytes:
+    """What leaf `leaf` of a chain holds in a layer: follows from its tokens and all before them."""
+    unit = hashlib.blake2b(ids[: (leaf + 1) * LEAF_TOKENS].tobytes(), digest_size=60).digest()
+    return ((unit + layer.to_bytes(4, "little")) * (LAYOUT.leaf_bytes // 64 + 1))[: LAYOUT.leaf_bytes]
+
+
+def append(home: Home, sequence_id: bytes, chain: Chain, start: int, stop: int) -> None:
+    """Appends leaves start..stop of a chain."""
+    layers = range(LAYOUT.num_layers)
+    payload = [
+        memoryview(b"".join(leaf_content(chain.ids, leaf, layer) for leaf in range(start, stop)))
+        for layer in layers
+    ]
+    ids = chain.ids[start * LEAF_TOKENS : stop * LEAF_TOKENS]
+    parent = chain.keys[start - 1] if start else None
+    home.store.append(sequence_id, chain.keys[start:stop], parent, ids, payload)
+
+
+@dataclass
+class Served:
+    """Leaves that a look at a sequence found: good, reported as damaged, and wrong ones (never)."""
+
+    good: int = 0
+    damaged: int = 0
+    wrong: int = 0
+
+
+def read_all(home: Home, sequence_id: bytes) -> Served:
+    """Looks up and reads every leaf of every chain of a sequence, in runs, and compares each byte."""
+    served = Served()
+    for number in range(NUM_CHAINS):
+        chain = chain_of(home, sequence_id, number)
+        places = home.store.lookup(sequence_id, chain.keys, chain.ids)
+        if places:
+            _read_chain(home, chain, places, served)
+    return served
+
+
+def _runs(places: list[LeafPlace]) -> list[tuple[int, int]]:
+    starts = [i for i, place in enumerate(places) if i == 0 or not places[i - 1].precedes(place)]
+    return list(zip(starts, [*starts[1:], len(places)], strict=True))
+
+
+def _read_chain(home: Home, chain: Chain, places: list[LeafPlace], served: Served) -> None:
+    size, layers, runs = LAYOUT.leaf_bytes, LAYOUT.num_layers, _runs(places)
+    arena = memoryview(mmap.mmap(-1, layers * len(places) * size))
+    at = [(layer, a, b) for layer in range(layers) for a, b in runs]
+    outs = [arena[(layer * len(places) + a) * size :][: (b - a) * size] for layer, a, b in at]
+    requests = [LeafRead(places[a], layer, b - a, out) for (layer, a, b), out in zip(at, outs, strict=True)]
+    transfer = home.store.read(requests)
+    assert transfer.wait(60), "a read hangs"
+    bad = {(fault.request, fault.leaf) for fault in transfer.result}
+    served.damaged += len(bad)
+    for i, (layer, a, b) in enumerate(at):
+        for leaf in range(a, b):
+            if (i, leaf - a) in bad:
+                continue
+            is_good = outs[i][(leaf - a) * size :][:size] == leaf_content(chain.ids, leaf, layer)
+            served.good += is_good
+            served.wrong += not is_good
+
+
+def memory_directory() -> Path:
+    """A new temporary directory, in memory where the machine has such a place."""
+    shared = Path("/dev/shm")
+    is_usable = shared.is_dir() and os.access(shared, os.W_OK)
+    return Path(tempfile.mkdtemp(prefix="edgekv-stress-", dir=shared if is_usable else None))

@@ -1,0 +1,146 @@
+"""What a process does until it is killed: everything a store and its transcripts can be asked, at random.
+
+Tells before each step what it is about to do ("may") and after it what it was told is done ("did"). Knows
+nothing of what earlier processes were told: it goes on from what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import traceback
+from typing import TYPE_CHECKING
+
+import stress_home
+from stress_home import Home
+
+from edgekv_storage import ConversationRow, QuotaExceeded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = ("a", "b", "c")
+STEPS = {
+    "append": 10,
+    "turn": 8,
+    "update": 2,
+    "flush": 2,
+    "rename": 1,
+    "evict": 1,
+    "compact": 1,
+    "forget": 1,
+    "reopen": 1,
+    "read": 1,
+}
+
+
+class Child:
+    """One process's work. `tell_fd` is where it says what it does, one JSON line each."""
+
+    def __init__(self, path: Path, seed: str, tell_fd: int) -> None:
+        self.path = path
+        self.rng = random.Random(seed)
+        self.seed = seed
+        self.tell_fd = tell_fd
+        self.count = 0
+
+    def tell(self, kind: str, **what: object) -> None:
+        """A line is shorter than a pipe's atomic write, so none is ever cut."""
+        os.write(self.tell_fd, json.dumps({"kind": kind, **what}).encode() + b"\n")
+
+    def run(self, steps: int = 100_000) -> None:
+        """Works until killed, or for so many steps."""
+        try:
+            with Home(self.path, io=self.rng.choice(("pread", "pread", "auto", "buffered"))) as home:
+                self.finish_forgetting(home)
+                self.tell("ready")
+                for _ in range(steps):
+                    step = self.rng.choices(list(STEPS), list(STEPS.values()))[0]
+                    getattr(self, f"do_{step}")(home, self.pick(home))
+        except BaseException:
+            self.tell("failed", trace=traceback.format_exc()[-3000:])
+            raise
+
+    def finish_forgetting(self, home: Home) -> None:
+        """As the program does when it starts: a forget that was cut off is ended."""
+        for sequence_id in home.keys.destroyed():
+            rows = (r for r in home.transcripts.conversations() if r.sequence_id == sequence_id)
+            self.forget(home, sequence_id, next(rows, None))
+
+    def pick(self, home: Home) -> ConversationRow:
+        """One of the conversations, made where it is not there."""
+        name = self.rng.choice(NAMES)
+        row = home.transcripts.get(name)
+        if row is None:
+            sequence_id = self.rng.randbytes(16)
+            self.tell("may", step="create", sequence=sequence_id.hex(), name=name)
+            row = home.transcripts.create_conversation(name, sequence_id, b"made by " + self.seed.encode())
+            self.tell("did", step="create", sequence=sequence_id.hex(), name=name)
+        return row
+
+    def text(self, row: ConversationRow) -> str:
+        """A turn's text that no other turn has."""
+        self.count += 1
+        return f"{row.sequence_id.hex()} {self.seed} {self.count} " + "x" * self.rng.randrange(0, 600)
+
+    def do_append(self, home: Home, row: ConversationRow) -> None:
+        chain = stress_home.chain_of(home, row.sequence_id, self.rng.randrange(stress_home.NUM_CHAINS))
+        found = len(home.store.lookup(row.sequence_id, chain.keys, chain.ids))
+        if found == len(chain.keys):
+            return
+        stop = min(len(chain.keys), found + self.rng.randrange(1, 12))
+        try:
+            stress_home.append(home, row.sequence_id, chain, found, stop)
+        except QuotaExceeded:
+            home.store.evict(stress_home.QUOTA_BYTES // 2)
+
+    def do_turn(self, home: Home, row: ConversationRow) -> None:
+        text = self.text(row)
+        self.tell("may", step="turn", sequence=row.sequence_id.hex(), text=text)
+        number = home.transcripts.append_turn(row.id, row.head, text.encode())
+        self.tell("did", step="turn", sequence=row.sequence_id.hex(), text=text, turn=number)
+
+    def do_update(self, home: Home, row: ConversationRow) -> None:
+        if row.head is None:
+            return
+        text = self.text(row)
+        self.tell("may", step="update", sequence=row.sequence_id.hex(), text=text, turn=row.head)
+        home.transcripts.update_turn(row.head, text.encode())
+        self.tell("did", step="update", sequence=row.sequence_id.hex(), text=text, turn=row.head)
+
+    def do_rename(self, home: Home, row: ConversationRow) -> None:
+        free = [name for name in NAMES if home.transcripts.get(name) is None]
+        if free:
+            home.transcripts.rename(row.id, self.rng.choice(free))
+
+    def do_flush(self, home: Home, _: ConversationRow) -> None:
+        home.store.flush()
+
+    def do_evict(self, home: Home, row: ConversationRow) -> None:
+        home.store.evict(self.rng.randrange(1, stress_home.QUOTA_BYTES), keep={row.sequence_id})
+
+    def do_compact(self, home: Home, _: ConversationRow) -> None:
+        compact = getattr(home.store, "compact", None)
+        if compact is not None:
+            compact()
+
+    def do_forget(self, home: Home, row: ConversationRow) -> None:
+        self.forget(home, row.sequence_id, row)
+
+    def forget(self, home: Home, sequence_id: bytes, row: ConversationRow | None) -> None:
+        """In the order in which the program forgets: the key first."""
+        self.tell("may", step="forget", sequence=sequence_id.hex())
+        home.keys.destroy(sequence_id)
+        home.store.forget(sequence_id)
+        if row is not None:
+            home.transcripts.delete(row.id)
+        home.keys.finish(sequence_id)
+        self.tell("did", step="forget", sequence=sequence_id.hex())
+
+    def do_reopen(self, home: Home, _: ConversationRow) -> None:
+        home.reopen_store()
+
+    def do_read(self, home: Home, row: ConversationRow) -> None:
+        served = stress_home.read_all(home, row.sequence_id)
+        assert served.wrong == served.damaged == 0, f"{served}"

@@ -1,0 +1,17 @@
+"""kill -9 at random moments and at chosen system calls, of processes that do everything a store can do."""
+
+import pytest
+
+
+@pytest.mark.stress(ci=True)
+@pytest.mark.timeout(0)
+def test_kills(campaign_size, run_campaign, seed):
+    """Guards the order of writes everywhere: no acknowledged turn lost, no wrong leaf, no nonce used twice."""
+    kills = campaign_size("--kills", ci=60)
+    report = run_campaign("stress_kills.py", "--kills", kills, "--seed", seed, needs_shim=False)
+    assert report["violations"] == []
+    assert report["kills"] == kills
+    assert report["acknowledged_turns"] > kills
+    assert report["good_leaves"] > 10 * kills
+    assert report["kills_while_opening"] > kills / 20
+    assert report["records"] > kills / 2
