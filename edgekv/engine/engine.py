@@ -154,6 +154,9 @@ class Engine:
             if len(places) * LEAF_TOKENS > sequence.num_tokens:
                 self._residency.shorten(sequence, sequence.num_full * LEAF_TOKENS)
                 disk.adopt(sequence, wanted, places)
+            missing = (len(wanted) - sequence.num_tokens) // LEAF_TOKENS * LEAF_TOKENS
+            if missing > 0 and (why := disk.why_missing(sequence.id)) is not None:
+                turn.note(f"{missing:,} tokens were not restored and are computed again: {why}")
         turn.num_reused = sequence.num_tokens
         turn.emit(PrefillProgress(turn.num_reused, len(turn.context), turn.num_reused))
         expected = len(turn.context) - sequence.num_tokens + limit

@@ -14,7 +14,7 @@ import numpy as np
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Tier
 from edgekv.cache.runs import common_runs
-from edgekv_storage import LeafRead, QuotaExceeded, StorageError, Store
+from edgekv_storage import DiskFull, LeafRead, QuotaExceeded, StorageError, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,22 +113,25 @@ class DiskTier:
         token_ids: NDArray[np.int32],
         leaves: list[memoryview],
     ) -> list[LeafPlace]:
-        """Append; at the quota the sequences that were not used for longest give way, all others first."""
+        """Append; where there is no room, what is least likely to be missed of the others gives way first."""
         try:
             return self.store.append(sequence_id, keys, parent, token_ids, leaves)
-        except QuotaExceeded:
-            needed = len(keys) * self.shape.column_bytes
-            quota, keep = self.store.stats().quota_bytes, {sequence_id, self.active_id or sequence_id}
-            roomy, tight = int(quota * 0.9) - needed, quota - needed - needed // 32
-            evicted = self.store.evict(roomy, keep=keep) or self.store.evict(tight, keep=keep)
+        except (QuotaExceeded, DiskFull):
+            keep = {sequence_id, self.active_id or sequence_id}
+            evicted = self.store.make_room(len(keys) * self.shape.column_bytes, keep)
             if not evicted:
                 raise
             self._evicted += evicted
             self.notify(
-                f"disk limit reached: the KV of {len(evicted)} conversation(s) not used for longest was dropped; "
-                "their text is kept, and they are computed again when opened"
+                f"no room on disk: KV of {len(evicted)} conversation(s) that is least likely to be missed was "
+                "dropped; their text is kept, and it is computed again when needed"
             )
             return self.store.append(sequence_id, keys, parent, token_ids, leaves)
+
+    def why_missing(self, sequence_id: bytes) -> str | None:
+        """Why KV of a sequence was given up since it was last written, None where none was."""
+        losses = self.store.forgotten(sequence_id)
+        return losses[0].why if losses else None
 
     def take_evicted(self) -> list[bytes]:
         """Sequences whose places became stale since the last call."""

@@ -24,12 +24,14 @@ from edgekv_storage.errors import (
     WrongCode,
     WrongPassphrase,
 )
+from edgekv_storage.eviction import PrefillCost
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
 from edgekv_storage.io.choice import IO_CHOICES
 from edgekv_storage.io.pread import reader_name, reads_directly
 from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
+from edgekv_storage.losses import Loss
 from edgekv_storage.rows import ConversationRow, TurnRow
 from edgekv_storage.store import Store, StoreStats
 from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
@@ -56,9 +58,11 @@ __all__ = [
     "LeafPlace",
     "LeafRead",
     "Locked",
+    "Loss",
     "MemoryKeys",
     "NameTaken",
     "NoSuchConversation",
+    "PrefillCost",
     "Problem",
     "Protection",
     "ProtectionInfo",

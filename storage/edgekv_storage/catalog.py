@@ -9,6 +9,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgekv_storage.format import NO_PARENT
+from edgekv_storage.index import RecordRow
 from edgekv_storage.transfer import LeafPlace
 
 if TYPE_CHECKING:
@@ -25,7 +27,18 @@ class Known:
 
     entry: Entry
     keys: list[bytes]
+    parent: bytes = NO_PARENT  # key of the leaf before the first one
     tables: RecordTables | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Leaves `first` to `first + count` of a record of a segment that is gone are now at `place` and on."""
+
+    record: int
+    first: int
+    count: int
+    place: LeafPlace
 
 
 class Catalog:
@@ -39,7 +52,10 @@ class Catalog:
         self._of_sequence: dict[bytes, list[int]] = {}
         self._leaves: dict[bytes, dict[bytes, LeafPlace]] = {}
         self._records: dict[tuple[int, int], Known] = {}
+        self._moved: dict[int, list[Moved]] = {}
         self._latest_use = 0
+        self.dirty: set[bytes] = set()
+        """Sequences of which something may have become useless since compaction last looked."""
 
     @property
     def live_bytes(self) -> int:
@@ -52,6 +68,7 @@ class Catalog:
         self.next_segment = max(self.next_segment, segment.header.segment + 1)
         self._latest_use = max(self._latest_use, segment.used_ns)
         self._of_sequence.setdefault(segment.header.sequence_id, []).append(segment.header.segment)
+        self.dirty.add(segment.header.sequence_id)
 
     def segments_of(self, sequence_id: bytes) -> list[Segment]:
         """Oldest first."""
@@ -66,15 +83,17 @@ class Catalog:
         ids = self._of_sequence[sequence_id]
         return max(self.segments[i].used_ns for i in ids), max(ids)
 
-    def touch(self, sequence_id: bytes, now_ns: int) -> Segment | None:
-        """Notes a use; returns the sequence's newest segment, None where it has none."""
+    def touch(self, sequence_id: bytes, now_ns: int, places: Iterable[LeafPlace] = ()) -> list[Segment]:
+        """Notes a use of the sequence's newest segment and of those that hold `places`; returns them."""
         ids = self._of_sequence.get(sequence_id)
         if not ids:
-            return None
+            return []
         self._latest_use = max(now_ns, self._latest_use + 1)  # a clock set back must not reorder them
-        newest = self.segments[max(ids)]
-        newest.used_ns = self._latest_use
-        return newest
+        used = {max(ids), *(place.segment for place in places)}
+        touched = [self.segments[segment] for segment in used if segment in self.segments]
+        for segment in touched:
+            segment.used_ns = self._latest_use
+        return touched
 
     def is_loaded(self, sequence_id: bytes) -> bool:
         """Whether the sequence's leaves are known."""
@@ -92,6 +111,8 @@ class Catalog:
         places = [LeafPlace(segment_id, number, leaf) for leaf in range(len(known.keys))]
         for key, place in zip(known.keys, places, strict=True):
             if place not in self.dead:
+                if key in leaves:
+                    self.dirty.add(segment.header.sequence_id)
                 leaves[key] = place
         return places
 
@@ -120,20 +141,60 @@ class Catalog:
             self.dead.add(place)
             killed.append(place)
             sequence_id = self.segments[place.segment].header.sequence_id
+            self.dirty.add(sequence_id)
             leaves = self._leaves.get(sequence_id, {})
             key = known.keys[place.leaf]
             if leaves.get(key) == place:
                 del leaves[key]
         return killed
 
-    def drop_sequence(self, sequence_id: bytes) -> list[Segment]:
-        """Forgets a sequence; returns the segments to delete."""
-        gone = self.segments_of(sequence_id)
-        ids = {segment.header.segment for segment in gone}
-        for segment_id in ids:
-            del self.segments[segment_id]
-        self._of_sequence.pop(sequence_id, None)
-        self._leaves.pop(sequence_id, None)
-        self._records = {key: known for key, known in self._records.items() if key[0] not in ids}
+    def rows_of(self, segment: Segment) -> list[RecordRow] | None:
+        """The records of a segment as far as they are known, None where they have to be read first."""
+        segment_id = segment.header.segment
+        found = []
+        for number in range(segment.num_records):
+            known = self._records.get((segment_id, number))
+            if known is not None:
+                found.append(RecordRow(segment_id, number, known.entry, known.keys, known.parent))
+        return found if len(found) == segment.num_records - segment.num_damaged else None
+
+    def keep_record(self, row: RecordRow) -> None:
+        """Makes a record known without publishing its leaves: of a sequence nobody asked for yet."""
+        self._records.setdefault((row.segment, row.number), Known(row.entry, row.keys, row.parent))
+
+    def forward(self, segment: int, moved: list[Moved]) -> None:
+        """From now on places in a segment that is about to go lead to where its leaves were copied."""
+        self._moved[segment] = moved
+
+    def resolve(self, place: LeafPlace, count: int = 1) -> LeafPlace:
+        """Where `count` adjacent leaves are now; the place itself where they were never moved."""
+        while place.segment not in self.segments:
+            for part in self._moved.get(place.segment, ()):
+                inside = place.leaf - part.first
+                if part.record == place.record and 0 <= inside <= part.count - count:
+                    place = part.place._replace(leaf=part.place.leaf + inside)
+                    break
+            else:
+                break
+        return place
+
+    def remove(self, segments: Iterable[Segment]) -> None:
+        """Forgets segments and what lies in them."""
+        ids = set()
+        for segment in segments:
+            segment_id, sequence_id = segment.header.segment, segment.header.sequence_id
+            ids.add(segment_id)
+            self.segments.pop(segment_id, None)
+            for number in range(segment.num_records):
+                self._records.pop((segment_id, number), None)
+            left = [other for other in self._of_sequence.get(sequence_id, ()) if other != segment_id]
+            leaves = self._leaves.get(sequence_id, {})
+            for key in [key for key, place in leaves.items() if place.segment == segment_id]:
+                del leaves[key]
+            if left:
+                self._of_sequence[sequence_id] = left
+            else:
+                self._of_sequence.pop(sequence_id, None)
+                self._leaves.pop(sequence_id, None)
+                self.dirty.discard(sequence_id)
         self.dead = {place for place in self.dead if place.segment not in ids}
-        return gone

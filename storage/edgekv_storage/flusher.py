@@ -1,6 +1,6 @@
-"""Group commit: one fdatasync per 64 MiB or two seconds of appends, in a thread of its own.
+"""Group commit: one fdatasync per 64 MiB or two seconds of appends, in a thread of its own; tidying when idle.
 
-Knows when; not what is flushed nor how.
+Knows when; not what is flushed or tidied nor how.
 """
 
 from __future__ import annotations
@@ -18,11 +18,17 @@ _log = logging.getLogger(__name__)
 
 
 class Flusher:
-    """Calls `flush` soon after `wrote`; the thread starts with the first write."""
+    """Calls `flush` soon after `wrote`, `tidy` while nothing is written; the thread starts with the first write.
 
-    def __init__(self, flush: Callable[[], None], *, is_threaded: bool = True) -> None:
+    Times are counted by the monotonic clock: the wall clock may jump.
+    """
+
+    def __init__(
+        self, flush: Callable[[], None], tidy: Callable[[], bool], *, is_threaded: bool = True
+    ) -> None:
         """`is_threaded=False`: nothing by itself, for simulations."""
         self._flush = flush
+        self._tidy = tidy
         self._is_threaded = is_threaded
         self._bytes = 0
         self._is_closed = False
@@ -47,14 +53,34 @@ class Flusher:
             self._thread.join()
 
     def _run(self) -> None:
+        is_tidy = False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._bytes > 0)
-                self._changed.wait_for(lambda: self._is_closed or self._bytes >= FLUSH_BYTES, FLUSH_SECONDS)
+                if is_tidy:
+                    self._changed.wait_for(self._is_wanted)
+                is_idle = not self._changed.wait_for(self._is_full, FLUSH_SECONDS) and self._bytes == 0
                 if self._is_closed:
                     return
                 self._bytes = 0
             try:
-                self._flush()
+                if not is_idle:
+                    self._flush()
+                    is_tidy = False
+                else:
+                    is_tidy = not self._tidy_up()
             except Exception:  # noqa: BLE001  the thread's edge: the next append must still be flushed
                 _log.exception("flushing the store failed")
+                is_tidy = True
+
+    def _tidy_up(self) -> bool:
+        """Steps until all is done or something is written; whether more is left."""
+        while not self._is_wanted():
+            if not self._tidy():
+                return False
+        return True
+
+    def _is_wanted(self) -> bool:
+        return self._is_closed or self._bytes > 0
+
+    def _is_full(self) -> bool:
+        return self._is_closed or self._bytes >= FLUSH_BYTES

@@ -16,6 +16,7 @@ import xxhash
 
 from edgekv_storage.format import KEY_BYTES, Entry
 from edgekv_storage.io.disk import OS_DISK
+from edgekv_storage.losses import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,14 +24,16 @@ if TYPE_CHECKING:
 
     from edgekv_storage.io.disk import Disk
 
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS segments (name TEXT PRIMARY KEY, header BLOB, end INTEGER, bytes INTEGER,
     sealed INTEGER, records INTEGER, damaged INTEGER, sum INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS records (segment INTEGER, number INTEGER, offset INTEGER, bytes INTEGER,
-    tables INTEGER, keys BLOB, sum INTEGER, PRIMARY KEY (segment, number)) WITHOUT ROWID;
+    tables INTEGER, keys BLOB, parent BLOB, sum INTEGER, PRIMARY KEY (segment, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead (segment INTEGER, number INTEGER, leaf INTEGER,
     PRIMARY KEY (segment, number, leaf)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS losses (sequence BLOB, why TEXT, tokens INTEGER, bytes INTEGER, at INTEGER,
+    sum INTEGER, PRIMARY KEY (sequence, why)) WITHOUT ROWID;
 PRAGMA user_version = {_VERSION};
 """
 
@@ -60,6 +63,7 @@ class RecordRow:
     number: int
     entry: Entry
     keys: list[bytes]
+    parent: bytes  # key of the leaf before the first one, NO_PARENT at a sequence's start
 
 
 def _sum(*values: object) -> int:
@@ -129,7 +133,9 @@ class Index:
             self._db.executemany(
                 "REPLACE INTO segments VALUES (?,?,?,?,?,?,?,?)", map(_segment_values, segments)
             )
-            self._db.executemany("REPLACE INTO records VALUES (?,?,?,?,?,?,?)", map(_record_values, records))
+            self._db.executemany(
+                "REPLACE INTO records VALUES (?,?,?,?,?,?,?,?)", map(_record_values, records)
+            )
             self._db.executemany("INSERT OR IGNORE INTO dead VALUES (?,?,?)", dead)
 
     def drop(self, segments: Iterable[tuple[str, int]], *, wipe: bool = False) -> None:
@@ -143,10 +149,25 @@ class Index:
             if wipe:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def losses(self) -> list[Loss]:
+        """Every one."""
+        with self._guard():
+            found = self._db.execute("SELECT * FROM losses").fetchall()
+            return [Loss(*_checked(row)) for row in found]
+
+    def keep_losses(self, losses: dict[bytes, list[Loss]]) -> None:
+        """Replaces the losses of the given sequences."""
+        with self._guard(), self._transaction():
+            for sequence_id, known in losses.items():
+                self._db.execute("DELETE FROM losses WHERE sequence = ?", (sequence_id,))
+                for loss in known:
+                    values = (loss.sequence_id, loss.why, loss.num_tokens, loss.num_bytes, loss.at_ns)
+                    self._db.execute("INSERT INTO losses VALUES (?,?,?,?,?,?)", (*values, _sum(*values)))
+
     def clear(self) -> None:
         """Removes every row."""
         with self._guard(), self._transaction():
-            for table in ("segments", "records", "dead"):
+            for table in ("segments", "records", "dead", "losses"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (fixed names)
 
     def close(self) -> None:
@@ -202,11 +223,11 @@ def _segment_row(row: tuple[Any, ...]) -> SegmentRow:
 def _record_values(row: RecordRow) -> tuple[Any, ...]:
     entry = row.entry
     keys = b"".join(row.keys)
-    values = (row.segment, row.number, entry.offset, entry.record_bytes, entry.table_bytes, keys)
+    values = (row.segment, row.number, entry.offset, entry.record_bytes, entry.table_bytes, keys, row.parent)
     return (*values, _sum(*values))
 
 
 def _record_row(row: tuple[Any, ...]) -> RecordRow:
-    segment, number, offset, record_bytes, table_bytes, joined = row
+    segment, number, offset, record_bytes, table_bytes, joined, parent = row
     keys = [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
-    return RecordRow(segment, number, Entry(offset, record_bytes, table_bytes, len(keys)), keys)
+    return RecordRow(segment, number, Entry(offset, record_bytes, table_bytes, len(keys)), keys, parent)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.index import Index, IndexBroken, RecordRow
+from edgekv_storage.losses import Losses
 from edgekv_storage.recover import record_rows, segment_row
 from edgekv_storage.segment import scan
 from edgekv_storage.transfer import LeafPlace
@@ -40,6 +41,7 @@ class Indexing:
         self._pending: list[RecordRow] = []
         self._touched: dict[int, Segment] = {}
         self._newly_dead: set[LeafPlace] = set()
+        self.losses = Losses()
         self.segment_rows = self._open()
 
     @property
@@ -54,6 +56,7 @@ class Indexing:
             try:
                 index = Index(self._path, self._disk)
                 rows = index.segments()
+                self.losses = Losses(index.losses())
             except (IndexBroken, OSError) as reason:
                 if index is not None:
                     index.close()
@@ -122,6 +125,7 @@ class Indexing:
             dead, self._newly_dead = self._newly_dead, set()
         if ready or dead or any(s.is_sealed for s in touched):
             self.commit(touched, ready, dead)
+        self.keep_losses()
 
     def commit(
         self,
@@ -150,10 +154,22 @@ class Indexing:
         self._pending = [row for row in self._pending if row.segment not in ids]
         self._touched = {i: s for i, s in self._touched.items() if i not in ids}
         self._newly_dead = {place for place in self._newly_dead if place.segment not in ids}
+        self.keep_losses()
         index = self._index
         if index is not None:
             try:
                 index.drop([(s.path.name, s.header.segment) for s in segments], wipe=True)
+            except IndexBroken as reason:
+                self.lose(str(reason))
+
+    def keep_losses(self) -> None:
+        """Writes down losses that changed."""
+        with self._catalog.lock:
+            changed, self.losses.changed = self.losses.changed, set()
+            rows = {sequence_id: self.losses.of(sequence_id) for sequence_id in changed}
+        if self._index is not None and rows:
+            try:
+                self._index.keep_losses(rows)
             except IndexBroken as reason:
                 self.lose(str(reason))
 

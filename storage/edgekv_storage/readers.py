@@ -84,6 +84,8 @@ class Readers:
 
     def read(self, requests: Sequence[LeafRead], layout: Layout, priority: int) -> Transfer:
         """Starts a transfer. Raises StoreClosed; ValueError for what cannot be a leaf run."""
+        with self._catalog.lock:
+            requests = [r._replace(place=self._catalog.resolve(r.place, r.num_leaves)) for r in requests]
         self.load_tables([request.place for request in requests])
         runs: list[LeafRun] = []
         faults: list[LeafFault] = []
@@ -107,7 +109,8 @@ class Readers:
         with self._catalog.lock:
             segment = self._catalog.segments.get(place.segment)
             known = self._catalog.record(place.segment, place.record)
-        if segment is None or segment.seal is None or known is None or known.tables is None:
+            file = self.files.get(segment) if segment is not None else None
+        if file is None or segment is None or segment.seal is None or known is None or known.tables is None:
             return None
         if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
             end = place.leaf + count
@@ -117,7 +120,7 @@ class Readers:
             needed = count * layout.leaf_bytes
             raise ValueError(f"{count} leaves need {needed} writable bytes, not {len(out)}")
         return LeafRun(
-            self.files.get(segment),
+            file,
             known.entry.offset + known.tables.kv_offset(layer, place.leaf),
             out,
             layout.leaf_bytes,
@@ -133,6 +136,8 @@ class Readers:
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
         """A typed section of the record that holds `place`; None where it has none or it is damaged."""
+        with self._catalog.lock:
+            place = self._catalog.resolve(place)
         self.load_tables([place])
         with self._catalog.lock:
             segment = self._catalog.segments.get(place.segment)

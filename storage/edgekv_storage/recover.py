@@ -60,7 +60,10 @@ def segment_row(segment: Segment) -> SegmentRow:
 
 def record_rows(segment_id: int, scanned: Scan) -> list[RecordRow]:
     """Index rows of scanned records."""
-    return [RecordRow(segment_id, number, entry, tables.keys) for number, entry, tables in scanned.records]
+    return [
+        RecordRow(segment_id, number, entry, tables.keys, tables.header.parent)
+        for number, entry, tables in scanned.records
+    ]
 
 
 def find_segments(

@@ -69,13 +69,16 @@ class Segment:
     num_damaged: int = 0  # of num_records, left out when scanned
     synced: int = 0  # bytes known to have reached the drive
     entries: list[Entry] | None = field(default=None, repr=False)
+    reserved_bytes: int = 0  # of a copy being made: what its next record will take
     used_ns: int = 0  # last append or lookup, since 1970; the file's time keeps it over a restart
     seal: Seal | None = field(default=None, repr=False)
 
     @property
     def live_bytes(self) -> int:
         """Bytes that count against the quota: what the file holds, or will hold once sealed."""
-        return self.file_bytes if self.is_sealed else self.end + footer_bytes(self.num_records)
+        if self.is_sealed:
+            return self.file_bytes
+        return self.end + self.reserved_bytes + footer_bytes(self.num_records)
 
     def keep_use(self, disk: Disk) -> None:
         """Makes `used_ns` the file's time, for the next start; a guess would do, so nothing is synced."""

@@ -20,17 +20,21 @@ from edgekv_storage.check import Problem, check_segment
 from edgekv_storage.crypt import NO_LEAF_SECRET
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
+from edgekv_storage.eviction import PrefillCost
 from edgekv_storage.flusher import Flusher
-from edgekv_storage.format import LEAF_TOKENS, Layout
+from edgekv_storage.format import LEAF_TOKENS, NO_PARENT, Layout
 from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
 from edgekv_storage.io.choice import IO_CHOICES, make_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
 from edgekv_storage.keys import leaf_keys
+from edgekv_storage.losses import DAMAGE
+from edgekv_storage.parts import Parts
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
 from edgekv_storage.recover import find_segments
+from edgekv_storage.space import Space
 from edgekv_storage.writers import Writers, default_floor
 
 if TYPE_CHECKING:
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Buffer, Disk
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.losses import Loss
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
 
 
@@ -73,12 +77,14 @@ class Store:
         writers: Writers,
         catalog: Catalog,
         keys: Keys | None,
+        cost: PrefillCost,
     ) -> None:
         """Use `Store.open`."""
         self.layout = layout
         self.directory = directory
         self._disk = disk
         self._keys = keys
+        self._cost = cost
         self._owns_directory = False
         self._catalog = catalog
         self._writers = writers
@@ -99,16 +105,17 @@ class Store:
         io: str = "auto",
         io_depth: int | None = None,
         keys: Keys | None = None,
+        prefill_cost: PrefillCost | None = None,
         disk: Disk | None = None,
     ) -> Store:
         """Opens or creates the store, recovering what a crash left.
 
         A Path is locked here and given back by `close`; a DataDir stays the caller's. Without a layout
         nothing can be appended or found, but everything can be forgotten and checked. What lies above the
-        quota is evicted, the longest unused first, and a notice says so. With `keys` every segment is encrypted,
-        and one that is not, or whose key is gone, goes to quarantine/; without, none is, and those that are stay
-        unread. Raises Locked (go on
-        without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
+        quota is evicted, what is least likely to be missed first, and a notice says so; `prefill_cost` is
+        what the model takes on this machine. With `keys` every segment is encrypted, and one that is not, or
+        whose key is gone, goes to quarantine/; without, none is, and those that are stay unread. Raises
+        Locked (go on without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
         """
         if io not in IO_CHOICES:
             raise ValueError(f"no such I/O backend: {io}; one of {', '.join(IO_CHOICES)}")
@@ -119,7 +126,7 @@ class Store:
             floor = default_floor(disk, directory.path) if free_floor_bytes is None else free_floor_bytes
             catalog = Catalog()
             writers = Writers(disk, directory.path, catalog, quota_bytes, floor, keys)
-            store = cls(disk, directory, layout, writers, catalog, keys)
+            store = cls(disk, directory, layout, writers, catalog, keys, prefill_cost or PrefillCost())
             store._start(io, io_depth)
         except OSError as error:
             if directory is not data_dir:
@@ -148,26 +155,21 @@ class Store:
             make_reader("pread" if io == "auto" else io, io_depth, notify) if self._disk.is_real else None
         )
         self._readers = Readers(self._catalog, self._on_damage, reader or FaultyReader(), self._disk)
-        self._flusher = Flusher(self.flush, is_threaded=self._disk.is_real)
-        self._fit_quota()
-
-    def _fit_quota(self) -> None:
-        """The quota may be lower than the last time; nobody has places yet that would become stale."""
-        quota = self._writers.quota_bytes
-        if self.live_bytes <= quota:
-            return
-        try:
-            evicted = self.evict(quota)
-        except Unwritable as error:
-            self._notices.append(
-                f"more is kept on disk than the limit of {quota / 1e9:.1f} GB allows: {error}"
-            )
-            return
-        if evicted:
-            self._notices.append(
-                f"the disk limit is now {quota / 1e9:.1f} GB: the KV of {len(evicted)} conversation(s) not used "
-                "for longest was dropped; their text is kept, and they are computed again when opened"
-            )
+        parts = self._parts = Parts(
+            self._disk,
+            path,
+            self.layout,
+            self._catalog,
+            self._writers,
+            self._indexing,
+            self._readers,
+            self._notices,
+            self._flush_lock,
+            self._write_lock,
+        )
+        self._space = Space(parts, self._cost)
+        self._flusher = Flusher(self.flush, self.tidy, is_threaded=self._disk.is_real)
+        self._space.fit_quota()
 
     # Writing
 
@@ -212,10 +214,12 @@ class Store:
             segment, entry, tables = self._writers.append(sequence_id, layout, extent)
             number = segment.num_records - 1
             with self._catalog.lock:
-                places = self._catalog.add_record(segment, number, Known(entry, tables.keys, tables))
-                self._indexing.appended(
-                    segment, RecordRow(segment.header.segment, number, entry, tables.keys)
+                places = self._catalog.add_record(
+                    segment, number, Known(entry, tables.keys, parent or NO_PARENT, tables)
                 )
+                row = RecordRow(segment.header.segment, number, entry, tables.keys, parent or NO_PARENT)
+                self._indexing.appended(segment, row)
+                self._indexing.losses.clear(sequence_id)
                 self._catalog.touch(sequence_id, time.time_ns())
                 self._appended += len(keys) * layout.num_layers * layout.leaf_bytes
         self._flusher.wrote(entry.record_bytes)
@@ -237,47 +241,37 @@ class Store:
         """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable."""
         with self._flush_lock, self._write_lock:
             self._need_open()
-            self._writers.discard(sequence_id)
+            self._space.stop()
             with self._catalog.lock:
-                gone = self._catalog.drop_sequence(sequence_id)
-            try:  # files first: a crash in between leaves rows without files, not files that come back
-                self._delete(gone)
-            finally:
-                with self._catalog.lock:
-                    self._indexing.forget(gone)
+                gone = self._catalog.segments_of(sequence_id)
+                self._indexing.losses.clear(sequence_id)
+            self._parts.remove(gone)
+            self._parts.empty_quarantine()
         return bool(gone)
 
-    def _delete(self, segments: list[Segment]) -> None:
-        """Unlinks segments, and the quarantine: what lies there may belong to them and cannot say so."""
-        path = self.directory.path
-        try:
-            for segment in segments:
-                self._readers.files.drop(segment.header.segment)
-                self._disk.unlink(segment.path)
-            for item in self._disk.items(path / "quarantine"):
-                self._disk.unlink(path / "quarantine" / item.name)
-            self._disk.sync_directory(path)
-        except OSError as error:
-            raise Unwritable(
-                f"files in {path} could not be removed ({error.strerror}): remove its seg-*.kv"
-            ) from error
+    def make_room(self, num_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
+        """After QuotaExceeded or DiskFull: evicts to 90 % of that limit, or as far as `num_bytes` more need.
+
+        Returns the sequences that lost something, whose places may be stale now. Raises Unwritable.
+        """
+        return self._space.make_room(num_bytes, keep)
 
     def evict(self, target_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
-        """Forgets whole sequences, the longest unused first, until `live_bytes` <= target; returns them.
+        """Gives up what is least likely to be missed until `live_bytes` <= target; returns whose it was.
 
-        Forgets none where even all but `keep` would not be enough. Raises Unwritable.
+        Tails of sequences go, never of those in `keep`, and nothing where even all of it would not be enough.
+        Raises Unwritable.
         """
-        evicted: list[bytes] = []
-        live = self.sequences()
-        if sum(size for sequence_id, size in live.items() if sequence_id in keep) > target_bytes:
-            return evicted
-        candidates = [sequence_id for sequence_id in live if sequence_id not in keep]
-        for sequence_id in candidates:
-            if self.live_bytes <= target_bytes:
-                break
-            self.forget(sequence_id)
-            evicted.append(sequence_id)
-        return evicted
+        return self._space.evict(target_bytes, keep)
+
+    def forgotten(self, sequence_id: bytes) -> list[Loss]:
+        """What of a sequence was given up and why, the latest first; empty again once it was appended to."""
+        with self._catalog.lock:
+            return self._indexing.losses.of(sequence_id)
+
+    def tidy(self) -> bool:
+        """One small step of compaction, at idle; True while there is more to do."""
+        return not self._is_closed and self._space.tidy()
 
     # Reading
 
@@ -293,9 +287,9 @@ class Store:
         self._load(sequence_id)
         with self._catalog.lock:
             places = self._catalog.find(sequence_id, keys)
-            used = self._catalog.touch(sequence_id, time.time_ns())
-        if used is not None:
-            used.keep_use(self._disk)
+            touched = self._catalog.touch(sequence_id, time.time_ns(), places)
+        for segment in touched:
+            segment.keep_use(self._disk)
         self._readers.load_tables(places)
         ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
         at = 0
@@ -333,12 +327,16 @@ class Store:
             ours = [s for s in segments if s.header.layout == self.layout and s.seal is not None]
             for row in self._indexing.rows_of(ours):
                 segment = self._catalog.segments[row.segment]
-                self._catalog.add_record(segment, row.number, Known(row.entry, row.keys))
+                self._catalog.add_record(segment, row.number, Known(row.entry, row.keys, row.parent))
             self._catalog.set_loaded(sequence_id)
 
     def _on_damage(self, places: list[LeafPlace]) -> None:
         with self._catalog.lock:
             killed = self._catalog.mark_dead(places)
+            for place in killed:
+                header = self._catalog.segments[place.segment].header
+                size = header.layout.num_layers * header.layout.leaf_bytes
+                self._indexing.losses.add(header.sequence_id, DAMAGE, LEAF_TOKENS, size)
             self._indexing.died(killed)
             self._damaged += len(killed)
 
@@ -405,6 +403,7 @@ class Store:
             with self._write_lock:
                 if self._is_closed:
                     return
+                self._space.stop()
                 self._notices += self._writers.seal_all()
             self._indexing.commit_synced()
             with self._write_lock, self._catalog.lock:

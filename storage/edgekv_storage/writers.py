@@ -6,7 +6,6 @@ lock, but for `sync`, which waits for the drive outside of it.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from edgekv_storage.segment import Segment
 
 _MAX_OPEN = 16
+_MIN_SEGMENT_BYTES = 256 << 10  # a small quota needs small segments: eviction takes whole ones
 _MAX_FAILURES = 3
 _FAILURE_SECONDS = 60.0
 
@@ -52,6 +52,7 @@ class Writers:
         self._keys = keys
         self.quota_bytes = quota_bytes
         self.floor_bytes = floor_bytes
+        self._segment_bytes = min(MAX_SEGMENT_BYTES, max(_MIN_SEGMENT_BYTES, quota_bytes // 16))
         self.off_reason: str | None = None
         self._directory = directory
         self._catalog = catalog
@@ -72,7 +73,7 @@ class Writers:
             raise StoreOff(self.off_reason)
         need = _record_estimate(extent, layout)
         writer = self._open.get(sequence_id)
-        if writer is not None and (writer.is_full or writer.segment.end + need > MAX_SEGMENT_BYTES):
+        if writer is not None and (writer.is_full or writer.segment.end + need > self._segment_bytes):
             self.seal(sequence_id)
             writer = None
         grow = self._make_room(need + (0 if writer else 2 * PAGE), sequence_id)
@@ -137,22 +138,51 @@ class Writers:
         """Ends every open segment; returns what went wrong."""
         return [problem for sequence in list(self._open) if (problem := self.seal(sequence))]
 
-    def discard(self, sequence_id: bytes) -> None:
-        """Closes the sequence's open segment, which is about to be deleted."""
-        writer = self._open.pop(sequence_id, None)
-        if writer is not None:
-            writer.abandon()
-            self._written += writer.bytes_written
+    def discard(self, segment: Segment) -> None:
+        """Closes a segment, if it is open; it is about to be deleted."""
+        writer = self._open.get(segment.header.sequence_id)
+        if writer is not None and writer.segment is segment:
+            del self._open[segment.header.sequence_id]
+            self.count_closed(writer)
+
+    def count_closed(self, writer: SegmentWriter) -> None:
+        """Closes a writer and counts what it wrote."""
+        writer.abandon()
+        self._written += writer.bytes_written
+
+    def start_copy(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
+        """A segment that compaction alone writes to. Raises OSError, StorageError."""
+        return self._new_segment(sequence_id, layout)
+
+    def check_room(self, sequence_id: bytes, layout: Layout, extent: Extent) -> int:
+        """Bytes a copied extent may take. Raises QuotaExceeded, DiskFull."""
+        need = _record_estimate(extent, layout) + 2 * PAGE
+        self._make_room(need, sequence_id)
+        return need
+
+    def free_bytes(self) -> int:
+        """Of the drive, the floor left out; negative where others took some of it. Raises Unwritable."""
+        try:
+            return self._disk.room(self._directory).free_bytes - self.floor_bytes
+        except OSError as error:
+            raise Unwritable(f"{self._directory} is gone: {error.strerror}") from error
+
+    def failed(self, error: OSError) -> DiskFull | WriteFailed | StoreOff:
+        """Counts a drive's error that met a copy; what to tell."""
+        return self._failed(None, error)
 
     def _start(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
         if len(self._open) >= _MAX_OPEN:
             self.seal(next(iter(self._open)))
+        writer = self._open[sequence_id] = self._new_segment(sequence_id, layout)
+        return writer
+
+    def _new_segment(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
         key = None if self._keys is None else self._keys.need(sequence_id)
         number = self._catalog.next_segment
         writer = SegmentWriter(self._disk, self._directory, number, sequence_id, layout, key)
         with self._catalog.lock:
             self._catalog.add_segment(writer.segment)
-        self._open[sequence_id] = writer
         return writer
 
     def _make_room(self, need: int, sequence_id: bytes) -> int:
@@ -163,11 +193,7 @@ class Writers:
                 f"the disk limit of {self.quota_bytes / 1e9:.1f} GB is reached: raise --disk-budget or "
                 "forget a conversation"
             )
-        try:
-            room = self._disk.room(self._directory)
-        except OSError as error:
-            raise Unwritable(f"{self._directory} is gone: {error.strerror}") from error
-        free = room.free_bytes - self.floor_bytes
+        free = self.free_bytes()
         if free < need:
             raise DiskFull(
                 f"only {(free + self.floor_bytes) / 1e9:.1f} GB are free on the drive of {self._directory}, "
@@ -187,8 +213,9 @@ class Writers:
                 self.seal(sequence_id)  # never appended to again: a nonce would repeat
             return DiskFull(f"the drive of {self._directory} is full ({error.strerror}): free some space")
         if sequence_id is not None:
-            with contextlib.suppress(OSError):
-                self.discard(sequence_id)
+            writer = self._open.pop(sequence_id, None)
+            if writer is not None:
+                self.count_closed(writer)
         now = time.monotonic()
         self._failures.append(now)
         if len(self._failures) == _MAX_FAILURES and now - self._failures[0] < _FAILURE_SECONDS:

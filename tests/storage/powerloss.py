@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from storage_fixtures import NAMESPACE, ids_of, leaf_bytes_of, payload_of
 
-from edgekv_storage import DataDir, Layout, LeafRead, StorageError, Store, leaf_keys
+from edgekv_storage import DataDir, Layout, LeafPlace, LeafRead, StorageError, Store, leaf_keys
 from edgekv_storage.io.faulty import FaultyDisk, PowerLoss
 
 LAYOUT = Layout(num_layers=2, leaf_bytes=96, dtype=1, fingerprint=b"l" * 32)
@@ -105,8 +105,14 @@ def work(store: Store, chats: list[Chat], rng: random.Random, steps: int) -> Sto
             for other in chats:
                 other.flushed.clear()
             store.evict(store.live_bytes // 2)
-        elif step < 0.93:
+        elif step < 0.90:
             chat.verify(store)
+        elif step < 0.95:
+            if rng.random() < 0.7:
+                _spoil(store, chats, rng)
+            for _ in range(rng.randrange(12)):
+                if not store.tidy():
+                    break
         else:
             disk = store._disk
             store.close()
@@ -115,10 +121,25 @@ def work(store: Store, chats: list[Chat], rng: random.Random, steps: int) -> Sto
     return store
 
 
+def _spoil(store: Store, chats: list[Chat], rng: random.Random) -> None:
+    """Makes most of a segment useless, as damage would, so that compaction has something to do."""
+    with store._catalog.lock:
+        segments = [s for s in store._catalog.segments.values() if s.is_sealed and s.num_records]
+        if not segments:
+            return
+        segment = rng.choice(segments)
+        store._load(segment.header.sequence_id)
+        for row in store._catalog.rows_of(segment) or []:
+            keep = rng.choice((0, 0, 1))
+            store._on_damage([LeafPlace(row.segment, row.number, i) for i in range(keep, len(row.keys))])
+    for chat in chats:
+        chat.flushed.clear()
+
+
 def _note(store: Store, chats: list[Chat]) -> None:
     for chat in chats:
-        leaves = store._catalog._leaves.get(chat.sequence_id, {})
-        chat.flushed |= set(leaves)
+        if store._catalog.is_loaded(chat.sequence_id):
+            chat.flushed |= set(store._space.outline(chat.sequence_id).depth)
 
 
 def run(seed: int, *, steps: int = 25, lies: bool = False) -> int:

@@ -186,7 +186,9 @@ def test_foreign_and_newer_segments_are_left_alone(data_dir):
         "seg-00000000000000f0-0000000000000001.kv": b"not ours" * 1000,
         "seg-00000000000000f1-0000000000000001.kv": bytes(newer),
     }
-    empty = data_dir / "seg-00000000000000f3-0000000000000001.kv"  # as a kill right after its making leaves it
+    empty = (
+        data_dir / "seg-00000000000000f3-0000000000000001.kv"
+    )  # as a kill right after its making leaves it
     empty.touch()
     for name, data in planted.items():
         (data_dir / name).write_bytes(data)

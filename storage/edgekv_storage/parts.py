@@ -1,0 +1,71 @@
+"""What a store is made of, for those of its helpers that need most of it. Knows nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekv_storage.errors import Unwritable
+
+if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
+
+    from edgekv_storage.catalog import Catalog
+    from edgekv_storage.format import Layout
+    from edgekv_storage.indexing import Indexing
+    from edgekv_storage.io.disk import Disk
+    from edgekv_storage.readers import Readers
+    from edgekv_storage.segment import Segment
+    from edgekv_storage.writers import Writers
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Lock order: flush, write, catalog."""
+
+    disk: Disk
+    path: Path
+    layout: Layout | None
+    catalog: Catalog
+    writers: Writers
+    indexing: Indexing
+    readers: Readers
+    notices: list[str]
+    flush_lock: threading.RLock
+    write_lock: threading.RLock
+
+    def remove(self, segments: list[Segment]) -> None:
+        """Deletes segments: not found, then no file, then no rows. Raises Unwritable.
+
+        Files before rows: a crash in between leaves rows without files, not files that come back.
+        """
+        with self.flush_lock, self.write_lock:
+            with self.catalog.lock:
+                for segment in segments:
+                    self.writers.discard(segment)
+                self.catalog.remove(segments)
+            try:
+                for segment in segments:
+                    self.readers.files.drop(segment.header.segment)
+                    self.disk.unlink(segment.path)
+                self.disk.sync_directory(self.path)
+            except OSError as error:
+                raise Unwritable(
+                    f"files in {self.path} could not be removed ({error.strerror}): remove its seg-*.kv"
+                ) from error
+            finally:
+                with self.catalog.lock:
+                    self.indexing.forget(segments)
+
+    def empty_quarantine(self) -> None:
+        """What lies there may belong to anyone and cannot say so. Raises Unwritable."""
+        quarantine = self.path / "quarantine"
+        try:
+            items = self.disk.items(quarantine)
+            for item in items:
+                self.disk.unlink(quarantine / item.name)
+            if items:
+                self.disk.sync_directory(quarantine)
+        except OSError as error:
+            raise Unwritable(f"{quarantine} could not be emptied ({error.strerror}): remove it") from error
