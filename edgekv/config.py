@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "EDGEKV_"
+PASSPHRASE_VARIABLE = "EDGEKV_PASSPHRASE"  # noqa: S105  a name
+"""A secret and so no option: it is in no table, no TOML file, on no command line and in no repr."""
 TOML_NAME = "edgekv.toml"
 GIB = 1024**3
 
@@ -87,6 +89,18 @@ class Config:
         "How KV is read from disk: pread (past the page cache), buffered, or auto.",
         "auto|pread|buffered",
     )
+    encryption: Literal["on", "off"] = _option(
+        "on", "Whether what is kept on disk is encrypted; fixed when the data folder is made (on).", "on|off"
+    )
+    key_protection: Literal["auto", "keyring", "passphrase", "file"] = _option(
+        "auto",
+        "What protects the keys of a new data folder: the desktop's keyring, a passphrase (prompt or "
+        "EDGEKV_PASSPHRASE) or a key file; auto takes the first there is.",
+        "auto|keyring|passphrase|file",
+    )
+    key_file: Path | None = _option(
+        None, "Where the key file lies, if the keys are protected by one. Default: beside the data.", "PATH"
+    )
     queue_size: Count = _option(8, "Requests that may wait before new ones are refused as busy (8).", "N")
     system: str | None = _answer(
         None, "System prompt of a new conversation. Default: the template's.", "TEXT"
@@ -134,6 +148,9 @@ class Options(TypedDict, total=False):
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
     io: Literal["auto", "pread", "buffered"]
+    encryption: Literal["on", "off"]
+    key_protection: Literal["auto", "keyring", "passphrase", "file"]
+    key_file: str | os.PathLike[str] | None
     queue_size: int
     system: str | None
     max_tokens: int
@@ -216,6 +233,10 @@ def _from_toml(path: Path) -> dict[str, object]:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    if "passphrase" in table:
+        raise ConfigError(
+            f"a passphrase does not belong into {path}: take it out; {PASSPHRASE_VARIABLE} or a prompt gives it"
+        )
     return {
         name: _convert(name, value, f"{name} in {path}")
         for name, value in table.items()
@@ -228,7 +249,7 @@ def _from_environ(environ: Mapping[str, str]) -> tuple[dict[str, object], Path |
     values: dict[str, object] = {}
     path: Path | None = None
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
+        if not variable.startswith(ENV_PREFIX) or variable == PASSPHRASE_VARIABLE:
             continue
         if variable == f"{ENV_PREFIX}CONFIG":
             path = Path(text).expanduser()
@@ -272,7 +293,7 @@ def _convert(name: str, value: object, place: str) -> Any:
     try:
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if name == "data_dir" and isinstance(value, str):
+        if name in ("data_dir", "key_file") and isinstance(value, str):
             return Path(value).expanduser()
         if name == "stop" and isinstance(value, str):
             value = [value]

@@ -18,18 +18,21 @@ from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, translated
+from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
 from edgekv.errors import ConversationError, StoreError
 from edgekv.stats import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from edgekv.config import Options
+    from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.render import FrontLike
     from edgekv.engine.request import EngineLike
-    from edgekv_storage import DataDir
+    from edgekv_storage import DataDir, KeyChain
 
 
 NOT_DURABLE = "this session keeps nothing on disk"
@@ -39,9 +42,9 @@ class EngineFactory(Protocol):
     """Makes the engine and the model's face; runs in the engine's thread."""
 
     def __call__(
-        self, config: Config, model: Path, *, data_dir: DataDir | None
+        self, config: Config, model: Path, *, data_dir: DataDir | None, keys: KeyChain | None
     ) -> tuple[EngineLike, FrontLike]:
-        """`data_dir` is the opened, locked directory, or None for memory tiers only."""
+        """`data_dir` is the opened, locked directory, or None for memory tiers only; `keys` are its own."""
         ...
 
 
@@ -53,6 +56,8 @@ class Runtime:
     CapacityError, or StoreError for a data directory of an unknown format. A data directory that another
     process uses, or that cannot be written, leaves the memory tiers only: `degraded` then says why. With
     `durable=False` the data directory is not even opened: nothing is kept, conversations are private.
+    `passphrase` (or EDGEKV_PASSPHRASE): the text, or a function that is given a question and returns it; needed
+    where the data directory is protected by one. Keys that cannot be had are a StoreError, never a new start.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Runtime:
         config_path: Path | None = None,
         engine_factory: EngineFactory | None = None,
         durable: bool = True,
+        passphrase: Callable[[str], str] | str | None = None,
         **options: Unpack[Options],
     ) -> None:
         given = load_config(options, config_path=config_path) if config is None else config.replace(options)
@@ -71,15 +77,17 @@ class Runtime:
         self._unnamed = itertools.count(1)
         self._conversations: dict[tuple[str, bool], Conversation] = {}
         self._forgetting: set[tuple[str, bool]] = set()
-        opened = _open_files(self.config.data_dir) if durable else (None, None, None)
+        unlock = Unlock.of(self.config, passphrase)
+        opened = _open_files(self.config.data_dir, unlock) if durable else (None, None, None)
         self._data_dir, self._library, self.degraded = opened
         writable = None if self.degraded else self._data_dir
+        keys = None if self._library is None else self._library.keys
         trouble: list[str] = []  # filled in the engine's thread, which must not hold this Runtime
         try:
             build = engine_factory or _load_engine_factory()
             with translated():
                 self._worker = EngineThread(
-                    lambda: _build_or_degrade(build, given, model, writable, trouble),
+                    lambda: _build_or_degrade(build, given, model, writable, keys, trouble),
                     queue_size=given.queue_size,
                 )
         except BaseException:
@@ -88,6 +96,8 @@ class Runtime:
         self.degraded = self.degraded or next(iter(trouble), None)
         if self.degraded is not None:
             self._worker.add_notice(f"nothing is kept on disk: {self.degraded}")
+        for notice in keys.notices if keys is not None else ():
+            self._worker.add_notice(notice)
         self._closer = weakref.finalize(self, _close_all, self._worker, self._library, self._data_dir)
 
     def conversation(
@@ -138,19 +148,22 @@ class Runtime:
             conversation = self._conversations.get(key)
             if conversation is None and private:
                 raise ConversationError(f"no private conversation is called {name!r}")
-            if private:
-                assert conversation is not None, "checked above"
-                sequence_id = conversation.sequence_id
-            else:
-                sequence_id = self._writable_library().require(name).sequence_id
+            if not private:
+                self._writable_library().require(name)
             self._forgetting.add(key)
         try:  # without the lock: what runs and what is queued before it may take long
             if conversation is not None:
                 conversation.retire(f"conversation {name!r} was forgotten")
-            # KV first: whoever dies in between finds the name still listed and can repeat it.
+            if private:
+                assert conversation is not None, "checked above"
+                sequence_id = conversation.sequence_id
+            else:
+                sequence_id = self._writable_library().begin_forgetting(name)
+            # KV before text: whoever dies in between finds the name still listed and can repeat it; with keys
+            # the next start ends what was begun.
             self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
             if not private:
-                self._writable_library().delete(name)
+                self._writable_library().end_forgetting(sequence_id)
         finally:
             with self._lock:
                 self._conversations.pop(key, None)
@@ -200,6 +213,11 @@ class Runtime:
         library = self._writable_library()
         found = library.find(name)
         if found is None:
+            if library.num_damaged():
+                self._worker.add_notice(
+                    f"{name!r} begins anew; if it was there before, its record is damaged: `edgekv conversations` "
+                    "lists what cannot be read"
+                )
             return self._assemble(library.create(name, meta), private=False)
         if found.meta.fingerprint != front.fingerprint:
             raise ConversationError(
@@ -221,11 +239,14 @@ class Runtime:
     def _assemble(self, identity: Identity, *, private: bool, refusal: str | None = None) -> Conversation:
         library = self._library
         assert private or library is not None, "only private conversations do without transcripts"
+        journal: Journal = PrivateJournal()
+        if library is not None and not private:
+            journal = library.journal(identity.name, read_only=refusal is not None)
         return Conversation(
             identity,
             front=self._worker.front,
             config=self.config,
-            journal=PrivateJournal() if private or library is None else library.journal(identity.name),
+            journal=journal,
             executor=self._worker,
             private=private,
             refusal=refusal,
@@ -254,7 +275,7 @@ def _load_engine_factory() -> EngineFactory:
     return build_engine
 
 
-def _open_files(path: Path) -> tuple[DataDir | None, Library | None, str | None]:
+def _open_files(path: Path, unlock: Unlock) -> tuple[DataDir | None, Library | None, str | None]:
     """The data directory and its transcripts, and why they may not be written (None: they may)."""
     from edgekv_storage import DataDir, DiskFull, Locked, StorageError, Unwritable  # noqa: PLC0415  numpy too
 
@@ -270,7 +291,8 @@ def _open_files(path: Path) -> tuple[DataDir | None, Library | None, str | None]
                 break
             raise StoreError(str(error)) from error
         try:
-            return data_dir, Library(data_dir), reason
+            with translated():
+                return data_dir, Library(data_dir, unlock.open(data_dir)), reason
         except BaseException as error:
             data_dir.close()
             if not isinstance(error.__cause__, (DiskFull, Unwritable)):
@@ -280,17 +302,24 @@ def _open_files(path: Path) -> tuple[DataDir | None, Library | None, str | None]
 
 
 def _build_or_degrade(
-    build: EngineFactory, config: Config, model: Path, data_dir: DataDir | None, trouble: list[str]
+    build: EngineFactory,
+    config: Config,
+    model: Path,
+    data_dir: DataDir | None,
+    keys: KeyChain | None,
+    trouble: list[str],
 ) -> tuple[EngineLike, FrontLike]:
     """The engine; without its disk tier, and `trouble` told, where the disk refuses it."""
     from edgekv_storage import DiskFull, Unwritable  # noqa: PLC0415  numpy comes with it
 
     if data_dir is not None:
         try:
-            return build(config, model, data_dir=data_dir)
+            return build(config, model, data_dir=data_dir, keys=keys)
         except (DiskFull, Unwritable) as error:
             trouble.append(str(error))
-    return build(config, model, data_dir=None)  # outside of `except`: the first attempt's memory is free
+    return build(
+        config, model, data_dir=None, keys=None
+    )  # outside of `except`: the first attempt's memory is free
 
 
 def _close_files(library: Library | None, data_dir: DataDir | None) -> None:

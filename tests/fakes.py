@@ -203,9 +203,11 @@ class FakeFactory:
         self.engine_options = engine_options
         self.engine = None
         self.data_dir = None
+        self.keys = None
 
-    def __call__(self, config, model, *, data_dir):
+    def __call__(self, config, model, *, data_dir, keys):
         self.data_dir = data_dir
+        self.keys = keys
         self.engine = FakeEngine(**self.engine_options)
         return self.engine, self.front
 

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,8 +17,6 @@ import msgspec
 from edgekv.errors import EdgeKVError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from edgekv.config import Config
 
 
@@ -76,8 +75,8 @@ def run_child(kind: str, config: Config, model: Path, **fields: Any) -> Answer:
 
 def _options(config: Config) -> dict[str, Any]:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    values["data_dir"] = str(config.data_dir)
-    return {name: value for name, value in values.items() if value is not None}
+    paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
+    return {name: value for name, value in (values | paths).items() if value is not None}
 
 
 def main() -> None:

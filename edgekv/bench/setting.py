@@ -22,6 +22,7 @@ from edgekv.bench.peer import LlamaCpp, peer_version
 from edgekv.bench.report import Labels
 from edgekv.bench.text import Text, load_text
 from edgekv.cache.leaf import LeafShape, num_columns
+from edgekv.conversation.unlock import Unlock
 from edgekv.engine.build import Model, assemble, load_model
 from edgekv.engine.request import Request, Sampling
 from edgekv.errors import ConfigError, StoreError
@@ -110,7 +111,8 @@ class Setting:
         """An engine with empty memory tiers over the store in a folder, or without a disk tier."""
         with storage_errors(), contextlib.ExitStack() as stack:
             data_dir = None if store is None else stack.enter_context(DataDir.open(store))
-            engine = assemble(config, self.model, data_dir=data_dir)
+            keys = None if data_dir is None else SCRATCH_KEYS.open(data_dir)
+            engine = assemble(config, self.model, data_dir=data_dir, keys=keys)
             stack.callback(engine.close)
             yield engine
         gc.collect()  # the arenas go now, not in the middle of the next measurement
@@ -140,6 +142,9 @@ class Setting:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+SCRATCH_KEYS = Unlock(protection="file")  # a measurement leaves nothing in a person's keyring
 
 
 @contextmanager

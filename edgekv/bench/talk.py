@@ -77,7 +77,12 @@ def resume(setting: Setting, data_dir: Path, context: int, number: int, *, drop:
 
 @contextmanager
 def _runtime(setting: Setting, data_dir: Path, context: int) -> Iterator[Runtime]:
-    options = {"data_dir": data_dir, "model": str(setting.model_path)}
+    options = {
+        "data_dir": data_dir,
+        "model": str(setting.model_path),
+        "key_protection": "file",
+        "key_file": None,
+    }
     config: Config = setting.roomy(context + ROOM).replace(options)
     with Runtime(config=config) as runtime:
         if runtime.degraded is not None:

@@ -14,8 +14,10 @@ import typer
 from edgekv import __version__
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
+from edgekv.cli.passphrase import asker
 from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
-from edgekv.conversation.library import forget_kept, kept_conversations, require_kept
+from edgekv.conversation.kept import forget_kept, kept_conversations, require_kept
+from edgekv.conversation.unlock import Unlock
 from edgekv.errors import ConfigError, EdgeKVError
 from edgekv.events import Done, Notice, PrefillProgress, Result, TextDelta
 from edgekv.runtime import Runtime
@@ -61,7 +63,7 @@ def run(
     if not text.strip():
         raise ConfigError("the prompt is empty")
     private = private or conversation is None
-    with Runtime(config=config, durable=not private) as runtime:
+    with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
         chat = runtime.conversation(conversation, private=private)
         with chat.stream(text) as stream:
             result, stopped = _show(stream, quiet=as_json)
@@ -115,7 +117,7 @@ def chat(
     if not plain and sys.stdin.isatty():
         sys.stderr.write("edgekv: the full-screen chat comes in a later version; this is --plain\n")
     front_end = next(iter(found)).load()
-    with Runtime(config=config, durable=not private) as runtime:
+    with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
         code = front_end(runtime, name, private=private)
     raise typer.Exit(code)
 
@@ -124,7 +126,8 @@ def chat(
 @with_options
 def conversations(given: Given, as_json: AsJson = False) -> None:
     """List the conversations that are kept."""
-    infos = kept_conversations(given.config().data_dir)
+    config = given.config()
+    infos = kept_conversations(config.data_dir, Unlock.of(config, asker()))
     if as_json:
         write_json({"conversations": [dataclasses.asdict(info) for info in infos]})
         return
@@ -147,11 +150,12 @@ def forget(
     as_json: AsJson = False,
 ) -> None:
     """Destroy a conversation: its text and its KV."""
-    data_dir = given.config().data_dir
-    require_kept(data_dir, name)
+    config = given.config()
+    data_dir, unlock = config.data_dir, Unlock.of(config, asker())
+    require_kept(data_dir, name, unlock)
     if not yes and sys.stdin.isatty():  # a script that says forget means it
         typer.confirm(f"Destroy {name!r} and all its turns?", abort=True, err=True)
-    forget_kept(data_dir, name)
+    forget_kept(data_dir, name, unlock)
     if as_json:
         write_json({"forgotten": name})
     else:

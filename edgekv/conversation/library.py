@@ -1,7 +1,7 @@
 """The conversations that are kept: listed, found, created, forgotten.
 
-Knows the data directory and its transcripts; needs no model and no engine. Without the directory's lock
-it only reads.
+Knows the data directory, its keys and its transcripts; needs no model and no engine. Without the directory's
+lock it only reads. What is damaged is listed too, by its number where its name cannot be read.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from edgekv.conversation.journal import Identity, Meta, decode_meta
-from edgekv.conversation.turns import decode_turn, encode_turn
+from edgekv.conversation.turns import damaged_turn, decode_turn, encode_turn
 from edgekv.errors import ConversationError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
     from edgekv.conversation.turns import Turn, TurnTree
-    from edgekv_storage import ConversationRow, DataDir, Transcripts, TurnRow
+    from edgekv_storage import ConversationRow, DamagedTurn, DataDir, KeyChain, Transcripts, TurnRow
 
 MAX_NAME = 200
 SEQUENCE_ID_BYTES = 16
@@ -36,7 +35,8 @@ SEQUENCE_ID_BYTES = 16
 class ConversationInfo:
     """One kept conversation. `created` and `updated` are seconds since 1970.
 
-    `is_damaged`: a stored turn does not match its checksum; `updated` is then not known and is `created`.
+    `is_damaged`: a stored turn, or the record of the conversation itself, cannot be read; `updated` is then
+    not known and is `created`. Without its record a conversation is called by its number, like "#3".
     """
 
     name: str
@@ -50,12 +50,19 @@ class ConversationInfo:
 class Library:
     """The transcripts of one data directory."""
 
-    def __init__(self, data_dir: DataDir) -> None:
+    def __init__(self, data_dir: DataDir, keys: KeyChain | None = None) -> None:
+        """`keys`: of this directory, None where it is not encrypted. Ends what forgetting left undone."""
         from edgekv_storage import Transcripts  # noqa: PLC0415  numpy comes with it
 
         self._data_dir = data_dir
+        self.keys = keys
         with translated():
-            self._transcripts: Transcripts = Transcripts.open(data_dir)
+            self._transcripts: Transcripts = Transcripts.open(data_dir, keys)
+            try:
+                self._finish_forgetting()
+            except BaseException:
+                self._transcripts.close()
+                raise
 
     @property
     def is_writable(self) -> bool:
@@ -66,17 +73,29 @@ class Library:
         """All kept conversations, last used first."""
         with translated():
             infos = [self._info(row) for row in self._transcripts.conversations()]
+            infos += [
+                ConversationInfo(row.name, "", row.num_turns, row.created, row.created, is_damaged=True)
+                for row in self._damaged()
+            ]
         return sorted(infos, key=lambda info: info.updated, reverse=True)
 
     def names(self) -> list[str]:
         """The names of all kept conversations."""
         with translated():
-            return [row.name for row in self._transcripts.conversations()]
+            return [row.name for row in (*self._transcripts.conversations(), *self._damaged())]
 
     def find(self, name: str) -> Identity | None:
         """Who the conversation `name` is, or None if there is none."""
         row = self._row(name)
-        return None if row is None else Identity(name, row.sequence_id, decode_meta(row.meta, name))
+        if row is None:
+            return None
+        meta = decode_meta(row.meta, name) if row.meta else Meta(fingerprint=b"", model="unknown")
+        return Identity(name, row.sequence_id, meta)
+
+    def num_damaged(self) -> int:
+        """Conversations whose name cannot be read: one that seems not to be there may be among them."""
+        with translated():
+            return len(self._damaged())
 
     def create(self, name: str, meta: Meta) -> Identity:
         """A new, empty conversation. Raises ConversationError for a name that cannot be used."""
@@ -86,10 +105,10 @@ class Library:
             self._transcripts.create_conversation(name, identity.sequence_id, msgspec.msgpack.encode(meta))
         return identity
 
-    def journal(self, name: str) -> TranscriptJournal:
-        """Where the turns of the existing conversation `name` are kept."""
+    def journal(self, name: str, *, read_only: bool = False) -> TranscriptJournal:
+        """Where the turns of the existing conversation `name` are kept; `read_only` skips damaged ones."""
         row = self.require(name)
-        return TranscriptJournal(self._transcripts, row)
+        return TranscriptJournal(self._transcripts, row, read_only=read_only)
 
     def require(self, name: str) -> ConversationRow:
         """The row of `name`; ConversationError if there is none."""
@@ -100,12 +119,30 @@ class Library:
             raise ConversationError(f"no conversation is called {name!r}; {hint}")
         return row
 
-    def delete(self, name: str) -> bytes:
-        """Destroy the transcript of `name`; returns the id of its KV."""
+    def begin_forgetting(self, name: str) -> bytes:
+        """Destroy the key of `name`: from now on nothing of it can be read. Returns the id of its KV.
+
+        Delete the KV next and call `end_forgetting`: whoever dies in between finds it done at the next start.
+        """
         row = self.require(name)
-        with translated():
-            self._transcripts.delete(row.id)
+        if self.keys is not None:
+            with translated():
+                self.keys.destroy(row.sequence_id)
         return row.sequence_id
+
+    def end_forgetting(self, sequence_id: bytes) -> None:
+        """Delete the transcript, and the last trace of the key."""
+        with translated():
+            self._transcripts.delete_sequence(sequence_id)
+            if self.keys is not None:
+                self.keys.finish(sequence_id)
+
+    def forget(self, name: str) -> None:
+        """Destroy `name`, where no engine has its KV open."""
+        sequence_id = self.begin_forgetting(name)
+        with translated():
+            forget_kv(self._data_dir, self.keys, sequence_id)
+        self.end_forgetting(sequence_id)
 
     def close(self) -> None:
         """Close the file; the directory's lock stays with its owner."""
@@ -121,7 +158,28 @@ class Library:
 
     def _row(self, name: str) -> ConversationRow | None:
         with translated():
-            return self._transcripts.get(name)
+            found = self._transcripts.get(name)
+            return found or next((row for row in self._damaged() if row.name == name), None)
+
+    def _damaged(self) -> list[ConversationRow]:
+        """Conversations without a readable record, as far as they are known; not those being forgotten."""
+        from edgekv_storage import ConversationRow  # noqa: PLC0415  numpy comes with it
+
+        found = self._transcripts.damaged_conversations()
+        leaving = self.keys.destroyed() if found and self.keys is not None else []
+        return [
+            ConversationRow(row.id, f"#{row.id}", row.sequence_id, b"", None, row.num_turns, row.created)
+            for row in found
+            if row.sequence_id not in leaving
+        ]
+
+    def _finish_forgetting(self) -> None:
+        if self.keys is None or not self._data_dir.is_writable:
+            return
+        for sequence_id in self.keys.destroyed():
+            forget_kv(self._data_dir, self.keys, sequence_id)
+            self._transcripts.delete_sequence(sequence_id)
+            self.keys.finish(sequence_id)
 
     def _info(self, row: ConversationRow) -> ConversationInfo:
         from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
@@ -140,34 +198,49 @@ class Library:
 class TranscriptJournal:
     """A conversation's rows in the transcripts; its turn ids are the tree's own, mapped to rows here."""
 
-    def __init__(self, transcripts: Transcripts, conversation: ConversationRow) -> None:
+    def __init__(
+        self, transcripts: Transcripts, conversation: ConversationRow, *, read_only: bool = False
+    ) -> None:
+        """`read_only`: damaged turns become placeholders instead of an error."""
         self._transcripts = transcripts
+        self._read_only = read_only
         self._conversation_id = conversation.id
         self._name = conversation.name
         self._head_row = conversation.head
         self._rows: dict[int, int] = {}
 
     def load(self, tree: TurnTree) -> None:
-        """Fill an empty tree. Raises StoreError naming the turn if one is damaged."""
+        """Fill an empty tree. Raises StoreError naming the turn if one is damaged, but for `read_only`."""
         ids: dict[int, int] = {}
         for row in self._read():
             turn_id = tree.next_id()
             ids[row.id] = turn_id
             self._rows[turn_id] = row.id
-            parent = None if row.parent is None else ids[row.parent]
-            tree.put(decode_turn(row.blob, turn_id=turn_id, parent=parent))
-        tree.head = None if self._head_row is None else ids[self._head_row]
+            # What a damaged row says of its parent is not verified; it only orders what is shown.
+            parent = ids.get(row.parent) if row.parent is not None else None
+            blob = getattr(row, "blob", None)
+            tree.put(
+                damaged_turn(turn_id, parent)
+                if blob is None
+                else decode_turn(blob, turn_id=turn_id, parent=parent)
+            )
+        last = max(ids.values(), default=None) if self._read_only else None
+        tree.head = last if self._head_row is None else ids.get(self._head_row, last)
 
-    def _read(self) -> list[TurnRow]:
+    def _read(self) -> list[TurnRow | DamagedTurn]:
         from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
 
         with translated():
+            if self._read_only:
+                good, bad = self._transcripts.readable_turns(self._conversation_id)
+                return sorted([*good, *bad], key=lambda row: row.id)
             try:
-                return self._transcripts.turns(self._conversation_id)
+                return [*self._transcripts.turns(self._conversation_id)]
             except TranscriptDamaged as error:
+                quoted = shlex.quote(self._name)
                 raise StoreError(
-                    f"conversation {self._name!r} is damaged: {error}; restore transcripts.db from a backup, "
-                    f"or destroy the conversation with `edgekv forget {shlex.quote(self._name)}`"
+                    f"conversation {self._name!r} is damaged: {error}; restore it from a backup, read the "
+                    f"rest with `edgekv export {quoted}`, or destroy it with `edgekv forget {quoted}`"
                 ) from error
 
     def save(self, path: list[Turn]) -> None:
@@ -193,37 +266,6 @@ class TranscriptJournal:
         self._rows[turn.id] = self._transcripts.append_turn(self._conversation_id, parent, encode_turn(turn))
 
 
-def kept_conversations(path: Path) -> list[ConversationInfo]:
-    """What the data directory at `path` keeps; needs no model and no lock, creates nothing."""
-    from edgekv_storage import DataDir  # noqa: PLC0415  numpy comes with it
-
-    if not (path / "transcripts.db").exists():
-        return []
-    with translated(), DataDir.open_read_only(path) as data_dir, Library(data_dir) as library:
-        return library.infos()
-
-
-def require_kept(path: Path, name: str) -> None:
-    """ConversationError if the data directory at `path` keeps no `name`; takes no lock, creates nothing."""
-    from edgekv_storage import DataDir  # noqa: PLC0415  numpy comes with it
-
-    if not (path / "transcripts.db").exists():
-        raise ConversationError(f"no conversation is called {name!r}; none is kept in {path}")
-    with translated(), DataDir.open_read_only(path) as data_dir, Library(data_dir) as library:
-        library.require(name)
-
-
-def forget_kept(path: Path, name: str) -> None:
-    """Destroy conversation `name` of the data directory at `path`, transcript and KV, without a model."""
-    from edgekv_storage import DataDir, Store  # noqa: PLC0415  numpy comes with it
-
-    with translated(), DataDir.open(path) as data_dir, Library(data_dir) as library:
-        sequence_id = library.require(name).sequence_id
-        with Store.open(data_dir, None, quota_bytes=sys.maxsize) as store:
-            store.forget(sequence_id)
-        library.delete(name)
-
-
 def check_name(name: str) -> None:
     """ConversationError if `name` is empty, very long, padded or has control characters."""
     if not name or name != name.strip() or len(name) > MAX_NAME or not name.isprintable():
@@ -231,6 +273,14 @@ def check_name(name: str) -> None:
             f"{name!r} cannot be a conversation's name: use 1 to {MAX_NAME} printable characters "
             "without blanks at the ends"
         )
+
+
+def forget_kv(data_dir: DataDir, keys: KeyChain | None, sequence_id: bytes) -> None:
+    """Delete the KV of a sequence without a model. Raises edgekv_storage.StorageError."""
+    from edgekv_storage import Store  # noqa: PLC0415  numpy comes with it
+
+    with Store.open(data_dir, None, quota_bytes=sys.maxsize, keys=keys) as store:
+        store.forget(sequence_id)
 
 
 @contextmanager

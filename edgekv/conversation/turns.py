@@ -16,7 +16,7 @@ import msgspec
 from edgekv.errors import ConversationError, StoreError
 from edgekv.events import Exactness, FinishReason  # noqa: TC001  msgspec reads them at run time
 
-TurnState = Literal["pending", "complete", "stopped"]
+TurnState = Literal["pending", "complete", "stopped", "damaged"]
 TURN_FORMAT = 1
 
 
@@ -28,10 +28,10 @@ def _no_ids() -> array[int]:
 class Turn:
     """One user message and its answer.
 
-    `state`: pending (no answer: it is being generated, or the process died), complete, or stopped (the
-    kept part of a cancelled answer). `prompt_ids` are the tokens this turn added before its answer; with
-    `is_whole` they are the whole context instead, because the template rewrote what came before.
-    `answer_ids` are the generated tokens, the end token included if it was generated.
+    `state`: pending (no answer: it is being generated, or the process died), complete, stopped (the kept part
+    of a cancelled answer), or damaged (kept, and not readable any more). `prompt_ids` are the tokens this turn
+    added before its answer; with `is_whole` they are the whole context instead, because the template rewrote
+    what came before. `answer_ids` are the generated tokens, the end token included if it was generated.
     """
 
     id: int
@@ -179,6 +179,11 @@ def decode_turn(blob: bytes, *, turn_id: int, parent: int | None) -> Turn:
         answer_ids=_unpack(record.answer_ids),
         sampling=record.sampling,
     )
+
+
+def damaged_turn(turn_id: int, parent: int | None) -> Turn:
+    """Stands in a history that is only read for a turn whose row is damaged."""
+    return Turn(turn_id, parent, user="[this turn cannot be read: its record is damaged]", state="damaged")
 
 
 def answered(

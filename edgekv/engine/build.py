@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgekv.config import Config
     from edgekv.models.decoder import Decoder
     from edgekv.models.gguf import GGUFFile
-    from edgekv_storage import DataDir
+    from edgekv_storage import DataDir, Keys
 
 KV_DTYPE_CODE = 1  # bf16, leaf layout [2, kv heads, 16, head_dim]; a change of either makes a new code
 
@@ -50,8 +50,10 @@ class Model:
     weights_reason: str
 
 
-def build_engine(config: Config, model: Path, *, data_dir: DataDir | None) -> tuple[Engine, ModelFront]:
-    """Load the model and assemble the engine; memory tiers only without `data_dir`.
+def build_engine(
+    config: Config, model: Path, *, data_dir: DataDir | None, keys: Keys | None
+) -> tuple[Engine, ModelFront]:
+    """Load the model and assemble the engine; memory tiers only without `data_dir`, no encryption without `keys`.
 
     Raises:
         ModelLoadError: the file is damaged or unsupported.
@@ -61,7 +63,7 @@ def build_engine(config: Config, model: Path, *, data_dir: DataDir | None) -> tu
     loaded = load_model(config, model)
     assert isinstance(loaded.front, ModelFront)
     try:
-        return assemble(config, loaded, data_dir=data_dir), loaded.front
+        return assemble(config, loaded, data_dir=data_dir, keys=keys), loaded.front
     except BaseException:
         loaded.front.close()
         raise
@@ -91,7 +93,12 @@ def _ids_front(file: GGUFFile, config: ModelConfig) -> IdsFront:
 
 
 def assemble(
-    config: Config, model: Model, *, data_dir: DataDir | None, in_place: bool | None = None
+    config: Config,
+    model: Model,
+    *,
+    data_dir: DataDir | None,
+    keys: Keys | None = None,
+    in_place: bool | None = None,
 ) -> Engine:
     """Tiers within the limits around a loaded model. `in_place` overrides whether host leaves are attended
     where they lie (tests exercise the streaming of a GPU on the CPU with it).
@@ -106,7 +113,7 @@ def assemble(
     disk = None
     if data_dir is not None:
         layout = Layout(shape.num_layers, shape.leaf_bytes, KV_DTYPE_CODE, model.kv_fingerprint)
-        store = Store.open(data_dir, layout, quota_bytes=disk_bytes, io=config.io)
+        store = Store.open(data_dir, layout, quota_bytes=disk_bytes, io=config.io, keys=keys)
         disk = DiskTier(store, shape, ledger)
     mover = Mover(
         device=MemoryTier(Tier.DEVICE, shape, ledger, device),

@@ -7,18 +7,16 @@ from contextlib import closing
 
 import pytest
 
-from edgekv.conversation.library import kept_conversations
+from edgekv.conversation.kept import kept_conversations, opened
 
 LONG = {"answer": "word " * 4000, "token_s": 0.002}
 
 
 def kept_turns(data_dir, name):
-    from edgekv.conversation.library import Library
     from edgekv.conversation.turns import TurnTree
-    from edgekv_storage import DataDir
 
     tree = TurnTree()
-    with DataDir.open_read_only(data_dir) as directory, Library(directory) as library:
+    with opened(data_dir) as library:
         library.journal(name).load(tree)
     return tree.path(tree.head)
 
@@ -137,6 +135,7 @@ def test_a_signal_with_json_still_prints_one_object(edgekv):
 
 def test_a_closed_pipe_ends_silently_and_keeps_the_part(edgekv, data_dir):
     """Guards `edgekv run ... | head`: no traceback, no "Exception ignored"."""
+    edgekv("run", "x", "-c", "b")  # the notice of the first start
     process = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
     read_until(process.stdout, "word")
     process.stdout.close()

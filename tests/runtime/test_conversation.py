@@ -25,7 +25,8 @@ from edgekv import (
 def test_events_in_order_and_result(open_runtime):
     """Guards the contract of a stream: progress, text that adds up, one Done at the end."""
     chat = open_runtime().conversation("a")
-    events = list(chat.stream("hi"))
+    notice, *events = chat.stream("hi")
+    assert "their key lies in a file" in notice.message
     assert isinstance(events[0], PrefillProgress)
     assert isinstance(events[-1], Done)
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "hello there"

@@ -108,7 +108,7 @@ def test_a_fork_is_refused(open_runtime):
 def test_failing_to_load_raises_and_leaves_nothing(open_runtime):
     """Guards construction: the loader's own error comes out, and the data directory is free again."""
 
-    def broken(config, model, *, data_dir):
+    def broken(config, model, *, data_dir, keys):
         raise ModelLoadError("no such model")
 
     before = threading.active_count()

