@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from storage_fixtures import NAMESPACE, ids_of, leaf_bytes_of, payload_of
+from storage_fixtures import NAMESPACE, FixedKeys, ids_of, leaf_bytes_of, payload_of
 
 from edgekv_storage import DataDir, Layout, LeafPlace, LeafRead, StorageError, Store, leaf_keys
-from edgekv_storage.io.faulty import FaultyDisk, PowerLoss
+from edgekv_storage.io.faulty import SHORT, Fault, FaultyDisk, PowerLoss
 
 LAYOUT = Layout(num_layers=2, leaf_bytes=96, dtype=1, fingerprint=b"l" * 32)
 PATH = Path("/simulated")
@@ -76,12 +78,49 @@ class Chat:
         return found
 
 
+class CountingKeys(FixedKeys):
+    """Keys whose seals refuse to seal two pieces under one nonce: over restarts and power losses too."""
+
+    def __init__(self) -> None:
+        self.used: set[tuple[bytes, int, int, int, int]] = set()
+
+    def find(self, sequence_id: bytes) -> _CountingKey:
+        return _CountingKey(FixedKeys.need(sequence_id), self.used)
+
+    need = find
+
+
+class _CountingKey:
+    def __init__(self, key, used: set[tuple[bytes, int, int, int, int]]) -> None:
+        self.key_id, self.leaf_secret = key.key_id, key.leaf_secret
+        self._key, self._used = key, used
+
+    def segment_seal(self, segment: int, random: int) -> _CountingSeal:
+        return _CountingSeal(
+            self._key.segment_seal(segment, random), (self.key_id, segment, random), self._used
+        )
+
+
+class _CountingSeal:
+    is_encrypted = True
+
+    def __init__(self, seal, segment, used) -> None:
+        self._seal, self._segment, self._used = seal, segment, used
+        self.open_into = seal.open_into
+
+    def seal_into(self, record: int, index: int, context, plain, out) -> bytes:
+        nonce = (*self._segment, record, index)
+        assert nonce not in self._used, "a nonce was used twice"
+        self._used.add(nonce)
+        return self._seal.seal_into(record, index, context, plain, out)
+
+
 def open_simulated(disk: FaultyDisk, **options) -> Store:
     options = {"quota_bytes": QUOTA, "free_floor_bytes": 0, **options}
     return Store.open(DataDir(PATH, -1, "simulated", []), LAYOUT, disk=disk, **options)
 
 
-def work(store: Store, chats: list[Chat], rng: random.Random, steps: int) -> Store:
+def work(store: Store, chats: list[Chat], rng: random.Random, steps: int, keys=None) -> Store:
     """Random work; what is certainly durable is noted in the chats. Returns the store, perhaps reopened."""
     for _ in range(steps):
         chat = rng.choice(chats)
@@ -117,7 +156,7 @@ def work(store: Store, chats: list[Chat], rng: random.Random, steps: int) -> Sto
             disk = store._disk
             store.close()
             _note(store, chats)
-            store = open_simulated(disk)
+            store = open_simulated(disk, keys=keys)
     return store
 
 
@@ -143,22 +182,70 @@ def _note(store: Store, chats: list[Chat]) -> None:
 
 
 def run(seed: int, *, steps: int = 25, lies: bool = False) -> int:
-    """One power loss; returns how many leaves were found after it."""
+    """One power loss; returns how many leaves were found after it. Odd seeds are encrypted."""
     rng = random.Random(seed)
+    keys = CountingKeys() if seed % 2 else None
     chats = [Chat(bytes([i]) * 16) for i in range(3)]
     disk = FaultyDisk(seed, lies_about_sync=lies, power_off_at=rng.randrange(20, 400))
-    try:
-        store = open_simulated(disk)
-        work(store, chats, rng, steps)
-    except PowerLoss:
-        pass
-    after = disk.crash(rng.randrange(1 << 32))
-    with open_simulated(after, quota_bytes=1 << 40) as store:
+    with contextlib.suppress(PowerLoss):
+        work(open_simulated(disk, keys=keys), chats, rng, steps, keys)
+    return _judge(disk.crash(rng.randrange(1 << 32)), chats, keys, lies=lies)
+
+
+def _judge(disk: FaultyDisk, chats: list[Chat], keys, *, lies: bool) -> int:
+    """Opens what is left: no wrong leaf, all that was flushed, the same again after a clean close."""
+    with open_simulated(disk, quota_bytes=1 << 40, keys=keys) as store:
         found = [chat.verify(store) for chat in chats]
-        for chat, keys in zip(chats, found, strict=True):
-            assert lies or chat.flushed <= keys, f"{len(chat.flushed - keys)} flushed leaves are lost"
+        for chat, leaves in zip(chats, found, strict=True):
+            assert lies or chat.flushed <= leaves, f"{len(chat.flushed - leaves)} flushed leaves are lost"
         problems = [p for p in store.check() if "leaf" not in p.reason]  # torn in what was never flushed
         assert lies or problems == []
-    with open_simulated(after, quota_bytes=1 << 40) as store:
+    with open_simulated(disk, quota_bytes=1 << 40, keys=keys) as store:
         assert [chat.verify(store) for chat in chats] == found, "closing and opening changed what is found"
     return sum(map(len, found))
+
+
+def run_with_fault(seed: int, fault: Fault | None, *, steps: int) -> int:
+    """The same work with failing calls, then with none: returns the calls made until then.
+
+    Only a StorageError may come out of the store, and nothing wrong may be found, then or later.
+    """
+    rng = random.Random(seed)
+    chats = [Chat(bytes([i]) * 16) for i in range(2)]
+    disk = FaultyDisk(seed, faults=[] if fault is None else [fault])
+    store: Store | None = None
+    while steps > 0:
+        try:
+            store = open_simulated(disk)
+        except StorageError:
+            steps -= 1
+            continue
+        while steps > 0:
+            steps -= 1
+            try:
+                store = work(store, chats, rng, 1)
+            except StorageError:
+                if store._is_closed:
+                    break  # it was closed and could not be opened again
+    calls = disk.calls
+    if store is not None and not store._is_closed:
+        store.close()
+    disk.faults.clear()
+    for chat in chats:
+        chat.flushed.clear()  # a failing drive may cost leaves
+    _judge(disk, chats, None, lies=False)
+    _judge(disk.crash(seed), chats, None, lies=False)
+    return calls
+
+
+def every_fault(calls: int) -> list[Fault]:
+    """Each call failing once in each way, and each from some call on."""
+    data = frozenset({"read", "write"})
+    single = [
+        Fault(n, n, code)
+        for n in range(calls)
+        for code in (errno.EIO, errno.ENOSPC, errno.EFBIG, errno.EROFS)
+    ]
+    single += [Fault(n, n, code, data) for n in range(calls) for code in (errno.EINTR, SHORT)]
+    lasting = [Fault(n, n + 40, code) for n in range(0, calls, 5) for code in (errno.EIO, errno.ENOSPC)]
+    return single + lasting
