@@ -17,9 +17,10 @@ def _run_many(seeds: range) -> int:
 
 @pytest.mark.stress(ci=True)
 @pytest.mark.timeout(0)
-def test_power_losses(campaign_size, seed):
+def test_power_losses(campaign_size, pytestconfig):
     """Guards every order of writes: unsynced sectors kept, lost and torn; no wrong leaf, no nonce twice."""
-    losses, first = campaign_size("--power-losses", ci=300), seed * 1_000_000
+    losses = campaign_size("--power-losses", ci=300)
+    first = pytestconfig.getoption("--seed") * 1_000_000
     if losses <= 1000:
         found = _run_many(range(first, first + losses))
     else:
