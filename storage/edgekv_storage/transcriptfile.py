@@ -17,6 +17,7 @@ from edgekv_storage.errors import (
     Unwritable,
 )
 from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.tally import SCHEMA as TALLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +33,7 @@ CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, sequence_id BL
 CREATE TABLE turns (id INTEGER PRIMARY KEY AUTOINCREMENT, conversation INTEGER NOT NULL, parent INTEGER,
     created REAL NOT NULL, content BLOB NOT NULL);
 CREATE INDEX turns_of ON turns (conversation, id);
+{tally}
 PRAGMA application_id = {application};
 PRAGMA user_version = {version};
 COMMIT;
@@ -79,7 +81,9 @@ def _prepare(db: sqlite3.Connection, *, is_writable: bool, is_sealed: bool) -> N
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA secure_delete = ON")
     if version == 0:
-        db.executescript(_SCHEMA.format(application=_SEALED if is_sealed else _PLAIN, version=_VERSION))
+        db.executescript(
+            _SCHEMA.format(tally=TALLY, application=_SEALED if is_sealed else _PLAIN, version=_VERSION)
+        )
 
 
 def _check_format(db: sqlite3.Connection, version: int, application: int, *, is_sealed: bool) -> None:
@@ -111,7 +115,7 @@ def _check_format(db: sqlite3.Connection, version: int, application: int, *, is_
 
 @contextlib.contextmanager
 def translated(name: str) -> Iterator[None]:
-    """SQLite's errors as ours: a full drive, a damaged file; the rest is shown as it is."""
+    """SQLite's errors as ours, in one line: a full drive, a damaged file; the rest is shown as it is."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -120,8 +124,13 @@ def translated(name: str) -> Iterator[None]:
             raise DiskFull(f"the drive is full: {name} was not changed; free some space") from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             raise Unwritable(f"{name} cannot be written or opened ({error})") from error
-        raise StorageError(f"{name}: {error}; nothing was changed") from error
+        raise StorageError(f"{name}: {_line(error)}; nothing was changed") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise TranscriptDamaged(
-            f"{name} is damaged ({error}): restore it from a backup or move it away"
+            f"{name} is damaged ({_line(error)}): restore it from a backup or move it away"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    """SQLite quotes a damaged schema with its line breaks."""
+    return " ".join(str(error).split())[:200]

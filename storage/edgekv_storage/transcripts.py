@@ -32,6 +32,7 @@ from edgekv_storage.rows import (
     seal_of,
     seal_turn,
 )
+from edgekv_storage.tally import Seen, find_losses, write_tally
 from edgekv_storage.transcriptfile import connect, translated
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ class Transcripts:
 
     def __init__(self, db: sqlite3.Connection, directory: DataDir, keys: Keys | None) -> None:
         """Use `Transcripts.open`."""
+        self.notices: list[str] = []  # what of the file is lost, one line each
         self._db: sqlite3.Connection | None = db
+        self._seen = Seen(directory.path)
         self._directory = directory
         self._keys = keys
         self._lock = threading.RLock()
@@ -83,7 +86,17 @@ class Transcripts:
 
         Raises UnknownFormat, Unwritable, TranscriptDamaged; KeyUnavailable for sealed rows without keys.
         """
-        return cls(connect(directory, is_sealed=keys is not None), directory, keys)
+        acknowledged = Seen(directory.path).read()
+        db = connect(directory, is_sealed=keys is not None)
+        transcripts = cls(db, directory, keys)
+        try:
+            with transcripts._reading():
+                if directory.is_writable or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    transcripts.notices += find_losses(db, acknowledged)
+        except BaseException:
+            transcripts.close()
+            raise
+        return transcripts
 
     def close(self) -> None:
         """Harmless when called again."""
@@ -96,7 +109,7 @@ class Transcripts:
 
     def create_conversation(self, name: str, sequence_id: bytes, meta: bytes = b"") -> ConversationRow:
         """Durable when it returns, its key too. Raises NameTaken."""
-        with self._writing() as db:
+        with self._writing(made=1) as db:
             self._require_free(db, name, None)
             if self._keys is not None:
                 self._keys.need(sequence_id)
@@ -149,7 +162,9 @@ class Transcripts:
         Raises StorageError when another process was reading and a journal of readable text could not be
         emptied; one of sealed rows is emptied by the last who closes it.
         """
-        with self._writing() as db:
+        with self._reading() as db:
+            is_there = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+        with self._writing(made=-1 if is_there else 0) as db:
             db.execute("DELETE FROM turns WHERE conversation = ?", (conversation_id,))
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
             self._opened.pop(conversation_id, None)
@@ -293,15 +308,17 @@ class Transcripts:
             yield self._db
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; leaving it without an error means it is on the drive."""
+    def _writing(self, *, made: int = 0) -> Iterator[sqlite3.Connection]:
+        """One transaction; leaving it without an error means it is on the drive. `made`: conversations more."""
         with self._reading() as db:
             if not self._directory.is_writable:
                 raise Locked(f"{self._directory.path} is in use by another process; end it to write there")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                changes = write_tally(db, made)
                 db.execute("COMMIT")
+                self._seen.write(changes)
             except BaseException:
                 if db.in_transaction:
                     db.execute("ROLLBACK")

@@ -57,7 +57,7 @@ class Home:
 
     def notices(self) -> list[str]:
         """What the user would be told."""
-        return [*self.keys.notices, *self.store.take_notices()]
+        return [*self.keys.notices, *self.transcripts.notices, *self.store.take_notices()]
 
     def close(self) -> None:
         """Closes all of it."""

@@ -14,13 +14,11 @@ import json
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import struct
 import sys
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ import stress_home
 from shim import CHANGES, EVERYTHING, SYNC, WRITE, Shim
 from stress_home import Home
 from stress_kill_child import Child
+from stress_processes import drain, fork, parallel, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +45,7 @@ class Story:
     is_certain: bool = False  # its creation was acknowledged
     turns: dict[int, set[str]] = field(default_factory=dict)  # texts that a known turn may have
     asked: set[str] = field(default_factory=set)  # texts of turns that may have been added
-    forget: str = "no"  # no, asked, done
+    forget: str = "no"  # no, asked, done, never made (killed before it was)
 
 
 @dataclass
@@ -181,8 +180,8 @@ class Campaign:
             if turns is None:
                 if story.is_certain and story.forget == "no":
                     self.violation(number, f"conversation {sequence} is lost")
-                story.forget = "done"
-            elif story.forget == "done":
+                story.forget = "done" if story.forget != "no" else "never made"
+            elif story.forget in ("done", "never made"):
                 self.violation(number, f"conversation {sequence} came back")
             else:
                 self.judge_turns(number, story, turns)
@@ -240,7 +239,8 @@ def look_at(path: Path, known: dict[str, list[object]]) -> dict[str, object]:
             conversations[row.sequence_id.hex()] = {str(t.id): t.blob.decode() for t in turns}
         for sequence in known.keys() | conversations.keys():
             if sequence not in conversations:
-                violations += traces_of(home, bytes.fromhex(sequence))
+                if known[sequence][1] in ("asked", "done"):
+                    violations += traces_of(home, bytes.fromhex(sequence))
                 continue
             served = stress_home.read_all(home, bytes.fromhex(sequence))
             good += served.good
@@ -260,44 +260,6 @@ def traces_of(home: Home, sequence_id: bytes) -> list[str]:
     return traces
 
 
-# Processes
-
-
-def fork(work: Callable[[int], None]) -> tuple[int, int]:
-    """Runs `work` in a child with the writing end of a pipe; (its id, the reading end)."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writing)
-        return pid, reading
-    try:
-        os.close(reading)
-        work(writing)
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-        os._exit(1)
-    os._exit(0)
-
-
-def drain(fd: int, until: float) -> bytes:
-    """What comes through a pipe until its end or a time (monotonic)."""
-    parts = []
-    while (left := until - time.monotonic()) > 0:
-        if select.select([fd], [], [], left)[0]:
-            part = os.read(fd, 1 << 16)
-            if not part:
-                break
-            parts.append(part)
-    return b"".join(parts)
-
-
-def send(fd: int, answer: dict[str, object]) -> None:
-    """The whole answer, however long."""
-    data = json.dumps(answer).encode()
-    while data:
-        data = data[os.write(fd, data) :]
-
-
 def merged(reports: list[Report]) -> Report:
     """Sums; the longest time; at most 20 violations."""
     total = Report()
@@ -309,12 +271,12 @@ def merged(reports: list[Report]) -> Report:
     return total
 
 
-def share(base: Path, kills: int, seed: int) -> Callable[[int], None]:
-    """A worker's part of the campaign, answering through a pipe."""
+def share(base: Path, kills: int, seed: int) -> Callable[[], dict[str, object]]:
+    """A worker's part of the campaign."""
 
-    def work(fd: int) -> None:
+    def work() -> dict[str, object]:
         base.mkdir()
-        send(fd, vars(Campaign(base, seed).run(kills)))
+        return vars(Campaign(base, seed).run(kills))
 
     return work
 
@@ -324,11 +286,8 @@ def campaign(kills: int, seed: int, processes: int) -> Report:
     base = stress_home.memory_directory()
     try:
         parts = [kills // processes + (i < kills % processes) for i in range(processes)]
-        started = [fork(share(base / str(i), n, seed * 1000 + i)) for i, n in enumerate(parts)]
-        answers = [drain(fd, time.monotonic() + 36_000) for _, fd in started]
-        for pid, _ in started:
-            os.waitpid(pid, 0)
-        return merged([Report(**json.loads(answer)) for answer in answers])
+        work = [share(base / str(i), part, seed * 1000 + i) for i, part in enumerate(parts)]
+        return merged([Report(**answer) for answer in parallel(work)])
     finally:
         shutil.rmtree(base, ignore_errors=True)
 
