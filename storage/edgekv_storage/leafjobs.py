@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgekv_storage.crypt import TAG_BYTES
 from edgekv_storage.format import PAGE, round_up
-from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.io.buffers import POOL
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.sealing import PLAIN
 from edgekv_storage.transfer import LeafFault
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 _MERGE_BYTES = 1 << 20  # one read; more gains no bandwidth and costs parallelism
 _MERGE_PARTS = 512  # below IOV_MAX
 LOST = frozenset({errno.EIO, errno.ENOENT, errno.ESTALE})  # will not read better the next time
-_bounces = BufferPool()
 
 
 class LeafRun(NamedTuple):
@@ -163,7 +162,7 @@ class SealedLeafJob(LeafJob):
         """Pooled memory, with room for a tag behind it; None after the transfer was cancelled."""
         if self.transfer.is_cancelled:
             return None
-        self._bounce = _bounces.take(self._span + TAG_BYTES)
+        self._bounce = POOL.take(self._span + TAG_BYTES)
         return [self._bounce[: self._span]]
 
     def finish(self, error: OSError | None) -> None:
@@ -172,7 +171,7 @@ class SealedLeafJob(LeafJob):
         super().finish(error)
         self._bounce = None
         if bounce is not None:
-            _bounces.give(bounce)
+            POOL.give(bounce)
 
     def _faulty(self) -> Iterator[tuple[LeafRun, list[int]]]:
         assert self._bounce is not None, "finished well without having begun"

@@ -131,7 +131,7 @@ class SegmentWriter:
         try:
             self._reserve(entry.offset + entry.record_bytes, grow_bytes)
             self._write(builder, entry)
-        except OSError:
+        except BaseException:  # an interrupt too must leave no half record
             with contextlib.suppress(OSError):
                 self.disk.truncate(self.fd, segment.end)
             self.allocated = segment.end

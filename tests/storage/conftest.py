@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from storage_fixtures import Encryption, FixedKeys
+from storage_fixtures import Encryption, FixedKeys, Reading
+
+from edgekv_storage.io.ring import Ring, RingUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,3 +26,16 @@ def encryption(request: pytest.FixtureRequest) -> Iterator[str]:
     Encryption.keys = FixedKeys() if request.param == "encrypted" else None
     yield request.param
     Encryption.keys = None
+
+
+@pytest.fixture(params=["pread", "uring", "buffered"])
+def io(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test with every reader."""
+    if request.param == "uring":
+        try:
+            Ring(1).close()
+        except RingUnusable as reason:
+            pytest.skip(str(reason))
+    Reading.io = request.param
+    yield request.param
+    Reading.io = "pread"

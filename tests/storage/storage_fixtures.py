@@ -53,6 +53,12 @@ class Encryption:
         return NO_LEAF_SECRET if cls.keys is None else cls.keys.need(sequence_id).leaf_secret
 
 
+class Reading:
+    """Which reader the stores of a test use; set by the fixture `io`."""
+
+    io = "pread"
+
+
 def ids_of(num_leaves: int, seed: int = 0) -> np.ndarray:
     """Token ids [leaves * 16]."""
     return np.random.default_rng(seed).integers(0, 50_000, num_leaves * LEAF_TOKENS).astype(np.int32)
@@ -122,7 +128,7 @@ class Model:
 
 def open_store(path: Path | DataDir, layout: Layout | None = TINY, **options) -> Store:
     """A store without a free-space floor, as the test machine's drive is not ours to judge."""
-    usual = {"quota_bytes": 1 << 30, "free_floor_bytes": 0, "keys": Encryption.keys}
+    usual = {"quota_bytes": 1 << 30, "free_floor_bytes": 0, "keys": Encryption.keys, "io": Reading.io}
     return Store.open(path, layout, **(usual | options))
 
 

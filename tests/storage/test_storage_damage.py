@@ -13,7 +13,7 @@ from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_
 from edgekv_storage import UnknownFormat
 from edgekv_storage.io import blocking
 
-pytestmark = pytest.mark.usefixtures("encryption")
+pytestmark = pytest.mark.usefixtures("encryption", "io")
 
 
 def _filled(data_dir, *turns: int) -> Model:
@@ -167,7 +167,7 @@ def test_tables_that_could_not_be_read_are_dead_only_if_the_drive_lost_them(
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    with open_store(data_dir) as store:
+    with open_store(data_dir, io="pread") as store:
         monkeypatch.setattr(blocking, "read_all", refuse)
         assert model.find(store) == []
         monkeypatch.undo()

@@ -22,7 +22,7 @@ from storage_fixtures import (
 
 from edgekv_storage import LeafFault, LeafRead, StorageError, StoreClosed
 
-pytestmark = pytest.mark.usefixtures("encryption")
+pytestmark = pytest.mark.usefixtures("encryption", "io")
 
 LAYOUTS = pytest.mark.parametrize("layout", [TINY, PAGED, ODD, SMOL], ids=["tiny", "paged", "odd", "smol"])
 

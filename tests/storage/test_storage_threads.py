@@ -10,7 +10,7 @@ from storage_fixtures import OTHER, SEQUENCE, TINY, Model, leaf_bytes_of, open_s
 
 from edgekv_storage import LeafRead, StoreClosed
 
-pytestmark = pytest.mark.usefixtures("encryption")
+pytestmark = pytest.mark.usefixtures("encryption", "io")
 
 
 def test_readers_race_appends_forgets_and_close(data_dir):

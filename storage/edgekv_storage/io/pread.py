@@ -18,7 +18,7 @@ from edgekv_storage.errors import StoreClosed
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.format import PAGE
 from edgekv_storage.io.blocking import read_job
-from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.io.buffers import POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,10 +60,10 @@ class PreadReader:
         self._count = 0
         self._idle = 0
         self._is_closed = False
+        self._process = os.getpid()
         self._ready = threading.Condition()
         self._max_threads = num_threads
         self._threads: list[threading.Thread] = []
-        self._pool = BufferPool()
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class PreadReader:
     def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
         """Queues jobs and returns. Raises StoreClosed."""
         with self._ready:
-            if self._is_closed:
+            if self._is_closed or self._process != os.getpid():
                 raise StoreClosed("the store is closed")
             for job in jobs:
                 heapq.heappush(self._queue, (priority, self._count, job))
@@ -87,6 +87,8 @@ class PreadReader:
 
     def close(self) -> None:
         """Finishes what has started, fails what has not, and waits for both."""
+        if self._process != os.getpid():
+            return  # a child of fork has none of the threads
         with self._ready:
             self._is_closed = True
             left, self._queue = self._queue, []
@@ -112,7 +114,7 @@ class PreadReader:
                 if buffers is None:
                     error = OSError(errno.ECANCELED, "no longer wanted")
                 else:
-                    read_job(job, buffers, self._pool, use_direct=self.use_direct)
+                    read_job(job, buffers, POOL, use_direct=self.use_direct)
             except OSError as failure:
                 error = failure
             except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter

@@ -28,12 +28,15 @@ class RingUnusable(Exception):
     """No ring can be had here; the text says why."""
 
 
-class _Read(NamedTuple, Generic[_Token]):
-    """What must stay alive until the kernel is done with it."""
+class Prepared(NamedTuple, Generic[_Token]):
+    """A read that was checked, and all that must stay alive until the kernel is done with it."""
 
     token: _Token
+    fd: int
     vector: Any
     buffers: list[memoryview]
+    offset: int
+    copies: bool
 
 
 class Ring(Generic[_Token]):
@@ -44,7 +47,7 @@ class Ring(Generic[_Token]):
         self._uring, self._ring = _set_up(depth)
         self._event = os.eventfd(0, os.EFD_CLOEXEC)
         self._entry = self._uring.Cqe()
-        self._reads: dict[int, _Read[_Token]] = {}
+        self._reads: dict[int, Prepared[_Token]] = {}
         self._unsent: list[int] = []
         self._count = 0
         self.depth = depth
@@ -56,40 +59,42 @@ class Ring(Generic[_Token]):
 
     @property
     def room(self) -> int:
-        """Reads that may be added now."""
-        return self.depth - len(self._reads)
+        """Reads that may be started now; what has completed counts no more, taken or not."""
+        return self.depth - len(self._reads) + int(self._uring.io_uring_cq_ready(self._ring))
 
     @property
     def in_flight(self) -> int:
-        """Reads that have not completed, those not sent yet included."""
+        """Reads whose end has not been told yet by `completed`, those not sent included."""
         return len(self._reads)
 
-    def add(
+    def prepare(
         self, token: _Token, fd: int, buffers: list[memoryview], offset: int, *, copies: bool = False
-    ) -> None:
-        """Prepares a read; `send` starts it. Raises ValueError for what the kernel must not see.
+    ) -> Prepared[_Token]:
+        """Checks a read and gets it ready. Raises ValueError for what the kernel must not see.
 
         `copies`: the read may be a long copy from the page cache, to be made by a thread of the kernel.
         """
-        if not (0 < len(buffers) <= _IOV_MAX and 0 <= offset < _MAX_OFFSET and fd >= 0 and self.room > 0):
+        if not (0 < len(buffers) <= _IOV_MAX and 0 <= offset < _MAX_OFFSET and fd >= 0):
             raise ValueError("no such read can be made")
         for buffer in buffers:
             if buffer.readonly or not buffer.contiguous or not buffer.nbytes:
                 raise ValueError("a read needs writable, contiguous memory")
-        vector = self._uring.Iovec(buffers)
-        number = self._count
-        self._count += 1
+        return Prepared(token, fd, self._uring.Iovec(buffers), buffers, offset, copies)
+
+    def start(self, read: Prepared[_Token]) -> None:
+        """Puts a read into the queue, where there is `room`; `send` tells the kernel."""
         slot = self._uring.io_uring_get_sqe(self._ring)
         assert slot is not None, "the queue has a slot for every read"
-        self._uring.io_uring_prep_readv(slot, fd, vector, offset)
-        slot.user_data = number
-        if copies:  # else `send` would copy with the GIL held
+        self._uring.io_uring_prep_readv(slot, read.fd, read.vector, read.offset)
+        number = slot.user_data = self._count
+        if read.copies:  # else `send` would copy with the GIL held
             self._uring.io_uring_sqe_set_flags(slot, self._uring.IOSQE_ASYNC)
-        self._reads[number] = _Read(token, vector, buffers)
+        self._count += 1
+        self._reads[number] = read
         self._unsent.append(number)
 
     def send(self) -> bool:
-        """Starts what was added, in one call; False: the kernel wants some to complete first.
+        """Starts all that was put into the queue, in one call; False: the kernel wants some to complete first.
 
         Raises OSError where the ring is of no use any more: see `take_unsent`.
         """

@@ -1,7 +1,7 @@
-"""Reads by io_uring: one thread keeps the drive's queue full and finishes what has landed.
+"""Reads by io_uring: one thread keeps the drive's queue full, another verifies what has landed.
 
-Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. Refilling comes before finishing, so
-that the drive works while leaves are verified. A ring that cannot be had leaves everything to `PreadReader`.
+Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. Both threads start with the first
+job. A ring that cannot be had leaves everything to `PreadReader`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import heapq
 import logging
 import os
+import queue
 import threading
 import time
 from collections import deque
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgekv_storage.errors import StoreClosed
 from edgekv_storage.io.blocking import direct_range, is_aligned, read_job, settle
-from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.io.buffers import POOL
 from edgekv_storage.io.pread import PreadReader
-from edgekv_storage.io.ring import Ring, RingUnusable
+from edgekv_storage.io.ring import Prepared, Ring, RingUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 DEPTH = 32
-_FINISH_AT_ONCE = 4  # then the queue is looked after again
+_AHEAD = 4  # reads prepared beyond those in flight: the drive waits for Python a little less
+_MAX_BYTES = (
+    16 << 20
+)  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
 _LONG_COPY = 64 << 10
 
@@ -39,6 +43,7 @@ class _Flight(NamedTuple):
     job: ReadJob
     buffers: list[memoryview]
     bounce: memoryview | None
+    num_bytes: int
 
 
 class UringReader:
@@ -64,8 +69,9 @@ class UringReader:
         self._thread: threading.Thread | None = None
         self._ring: Ring[_Flight] | None = None
         self._fallback: PreadReader | None = None
-        self._landed: deque[tuple[_Flight, int | OSError]] = deque()
-        self._pool = BufferPool()
+        self._staged: deque[Prepared[_Flight]] = deque()
+        self._landed: queue.SimpleQueue[tuple[_Flight, int | OSError] | None] = queue.SimpleQueue()
+        self._begun_bytes = 0
 
     @property
     def name(self) -> str:
@@ -121,44 +127,75 @@ class UringReader:
             return
         with self._lock:
             self._ring = ring
+        finisher = threading.Thread(target=self._finish, name="edgekv-verify", daemon=True)
+        finisher.start()
         try:
             self._serve(ring)
         except OSError as error:
-            self._give_up(ring, error)
+            self._give_up(ring, f"io_uring failed ({error.strerror})")
+        except Exception as error:  # noqa: BLE001  a dead thread would hang every waiter
+            _log.exception("the ring's thread failed on our side")
+            self._give_up(ring, f"io_uring failed ({error})")
+        self._landed.put(None)
+        finisher.join()
         with self._lock:
             self._ring = None
         ring.close()
 
     def _serve(self, ring: Ring[_Flight]) -> None:
-        landed = self._landed
         while True:
-            landed += ring.completed()
-            is_over = self._refill(ring)
-            is_sent = ring.send()
-            if landed:
-                for _ in range(min(len(landed), _FINISH_AT_ONCE)):
-                    self._land(*landed.popleft())
-            elif ring.in_flight:
-                if is_sent:
-                    ring.wait()
+            is_sent = self._start(ring)  # first of all: until then the drive may have nothing to do
+            landed = ring.completed()
+            is_over = self._stage(ring)
+            is_last = not ring.in_flight and not self._staged
+            for flight, result in landed:
+                if is_last:  # nothing to do meanwhile, and waking the other thread takes time
+                    self._land(flight, result)
                 else:
-                    time.sleep(_BUSY_SECONDS)
-            elif is_over:
+                    self._landed.put((flight, result))
+            if is_over and not ring.in_flight:
                 return
-            else:
+            if not is_sent:
+                time.sleep(_BUSY_SECONDS)
+            elif not landed and not (self._staged and ring.room):
                 ring.wait()
 
-    def _give_up(self, ring: Ring[_Flight], error: OSError) -> None:
+    def _finish(self) -> None:
+        while (item := self._landed.get()) is not None:
+            self._land(*item)
+            del item
+
+    def _start(self, ring: Ring[_Flight]) -> bool:
+        """Sends what is prepared and fits; False where the kernel is too busy to take it."""
+        for _ in range(min(ring.room, len(self._staged))):
+            ring.start(self._staged.popleft())
+        return ring.send()
+
+    def _stage(self, ring: Ring[_Flight]) -> bool:
+        """Prepares what fits and a little more; True when closed and nothing waits any more."""
+        while (wanted := max(0, ring.room) + _AHEAD - len(self._staged)) > 0:
+            with self._lock:
+                if self._begun_bytes >= _MAX_BYTES:
+                    return False
+                count = min(wanted, len(self._queue), _AHEAD)
+                jobs = [heapq.heappop(self._queue)[2] for _ in range(count)]
+                if not jobs:
+                    return self._is_closed and not self._staged
+            for job in jobs:
+                self._begin(ring, job)
+        return False
+
+    def _give_up(self, ring: Ring[_Flight], reason: str) -> None:
         """The ring takes no more reads: waits for those it has and leaves the rest to threads."""
-        unsent = ring.take_unsent()
+        unsent = [*ring.take_unsent(), *(read.token for read in self._staged)]
+        self._staged.clear()
         while ring.in_flight:
             ring.wait()
-            self._landed += ring.completed()
-        self._fall_back(f"io_uring failed ({error.strerror})")
+            for item in ring.completed():
+                self._landed.put(item)
+        self._fall_back(reason)
         for flight in unsent:
-            self._land(flight, error)
-        while self._landed:
-            self._land(*self._landed.popleft())
+            self._land(flight, OSError(errno.EAGAIN, "not sent"))
 
     def _fall_back(self, reason: str) -> None:
         fallback = PreadReader(use_direct=self.use_direct)
@@ -169,33 +206,26 @@ class UringReader:
             fallback.submit([job], priority)
         self._notify(f"{reason}: leaves are read by threads instead ({fallback.name})")
 
-    def _refill(self, ring: Ring[_Flight]) -> bool:
-        """Prepares what fits; True when closed and nothing waits any more."""
-        while ring.room:
-            with self._lock:
-                jobs = [heapq.heappop(self._queue)[2] for _ in range(min(ring.room, len(self._queue)))]
-                if not jobs:
-                    return self._is_closed
-            for job in jobs:
-                self._begin(ring, job)
-        return False
-
     def _begin(self, ring: Ring[_Flight], job: ReadJob) -> None:
-        buffers, bounce = None, None
+        bounce = None
         try:
             buffers = job.begin()
             if buffers is None:
                 raise OSError(errno.ECANCELED, "no longer wanted")  # noqa: TRY301
+            offset, target, copies = job.offset, buffers, False
             fd = job.file.direct if self.use_direct and not job.buffered else None
             if fd is None:
+                fd = job.file.buffered
                 copies = sum(map(len, buffers)) >= _LONG_COPY
-                ring.add(_Flight(job, buffers, None), job.file.buffered, buffers, job.offset, copies=copies)
-            elif is_aligned(job.offset, buffers):
-                ring.add(_Flight(job, buffers, None), fd, buffers, job.offset)
-            else:
-                start, num_bytes = direct_range(job.offset, buffers)
-                bounce = self._pool.take(num_bytes)
-                ring.add(_Flight(job, buffers, bounce), fd, [bounce], start)
+            elif not is_aligned(job.offset, buffers):
+                offset, num_bytes = direct_range(job.offset, buffers)
+                bounce = POOL.take(num_bytes)
+                target = [bounce]
+            flight = _Flight(job, buffers, bounce, sum(map(len, buffers)))
+            read = ring.prepare(flight, fd, target, offset, copies=copies)
+            with self._lock:
+                self._begun_bytes += flight.num_bytes
+            self._staged.append(read)
         except OSError as error:
             job.finish(error)
         except Exception as error:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
@@ -203,18 +233,23 @@ class UringReader:
             job.finish(OSError(errno.EIO, f"{error}"))
 
     def _land(self, flight: _Flight, result: int | OSError) -> None:
-        job, buffers, bounce = flight
+        job, buffers, bounce, num_bytes = flight
         error: OSError | None = None
         try:
             if isinstance(result, int):
                 settle(job, buffers, result, bounce)
             else:  # refused, interrupted or out of some resource: made again the plain way, which tells
-                read_job(job, buffers, self._pool, use_direct=self.use_direct)
+                read_job(job, buffers, POOL, use_direct=self.use_direct)
         except OSError as failure:
             error = failure
         except Exception as failure:  # noqa: BLE001  as in _begin
             _log.exception("a read failed on our side")
             error = OSError(errno.EIO, f"{failure}")
         if bounce is not None:
-            self._pool.give(bounce)
+            POOL.give(bounce)
         job.finish(error)
+        with self._lock:
+            was_full = self._begun_bytes >= _MAX_BYTES
+            self._begun_bytes -= num_bytes
+            if was_full and self._begun_bytes < _MAX_BYTES and self._ring is not None:
+                self._ring.wake()
