@@ -190,9 +190,10 @@ class UringReader:
         unsent = [*ring.take_unsent(), *(read.token for read in self._staged)]
         self._staged.clear()
         while ring.in_flight:
-            ring.wait()
-            for item in ring.completed():
+            for item in ring.completed():  # first: their signal may have been taken already
                 self._landed.put(item)
+            if ring.in_flight:
+                ring.wait()
         self._fall_back(reason)
         for flight in unsent:
             self._land(flight, OSError(errno.EAGAIN, "not sent"))
