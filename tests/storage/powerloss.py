@@ -201,7 +201,8 @@ def _judge(disk: FaultyDisk, chats: list[Chat], keys, *, lies: bool) -> int:
         problems = [p for p in store.check() if "leaf" not in p.reason]  # torn in what was never flushed
         assert lies or problems == []
     with open_simulated(disk, quota_bytes=1 << 40, keys=keys) as store:
-        assert [chat.verify(store) for chat in chats] == found, "closing and opening changed what is found"
+        again = [chat.verify(store) for chat in chats]  # more where an older copy of a damaged leaf was left
+        assert all(map(set.issubset, found, again)), "closing and opening lost something"
     return sum(map(len, found))
 
 
