@@ -97,6 +97,8 @@ class KeyTable:
     def master(self) -> Master | None:
         """None when its creation was cut off before the first key. Raises KeysDamaged."""
         with self._reading() as db:
+            if not db.execute("PRAGMA page_count").fetchone()[0]:
+                return None  # SQLite has just undone a creation that was cut off
             row = db.execute("SELECT generation, kind, parameters, proof, created FROM master").fetchone()
             if row is None and db.execute("SELECT 1 FROM keys").fetchone():
                 raise KeysDamaged(f"{self.path} is damaged (no master key): restore it from a backup")

@@ -38,6 +38,8 @@ STEPS = {
 class Child:
     """One process's work. `tell_fd` is where it says what it does, one JSON line each."""
 
+    steps = STEPS
+
     def __init__(self, path: Path, seed: str, tell_fd: int) -> None:
         self.path = path
         self.rng = random.Random(seed)
@@ -49,14 +51,18 @@ class Child:
         """A line is shorter than a pipe's atomic write, so none is ever cut."""
         os.write(self.tell_fd, json.dumps({"kind": kind, **what}).encode() + b"\n")
 
+    def open_home(self) -> Home:
+        """Everything opened, with one of the readers."""
+        return Home(self.path, io=self.rng.choice(("pread", "pread", "auto", "buffered")))
+
     def run(self, steps: int = 100_000) -> None:
         """Works until killed, or for so many steps."""
         try:
-            with Home(self.path, io=self.rng.choice(("pread", "pread", "auto", "buffered"))) as home:
+            with self.open_home() as home:
                 self.finish_forgetting(home)
                 self.tell("ready")
                 for _ in range(steps):
-                    step = self.rng.choices(list(STEPS), list(STEPS.values()))[0]
+                    step = self.rng.choices(list(self.steps), list(self.steps.values()))[0]
                     getattr(self, f"do_{step}")(home, self.pick(home))
         except BaseException:
             self.tell("failed", trace=traceback.format_exc()[-3000:])
@@ -65,8 +71,7 @@ class Child:
     def finish_forgetting(self, home: Home) -> None:
         """As the program does when it starts: a forget that was cut off is ended."""
         for sequence_id in home.keys.destroyed():
-            rows = (r for r in home.transcripts.conversations() if r.sequence_id == sequence_id)
-            self.forget(home, sequence_id, next(rows, None))
+            self.forget(home, sequence_id)
 
     def pick(self, home: Home) -> ConversationRow:
         """One of the conversations, made where it is not there."""
@@ -126,15 +131,14 @@ class Child:
             compact()
 
     def do_forget(self, home: Home, row: ConversationRow) -> None:
-        self.forget(home, row.sequence_id, row)
+        self.forget(home, row.sequence_id)
 
-    def forget(self, home: Home, sequence_id: bytes, row: ConversationRow | None) -> None:
+    def forget(self, home: Home, sequence_id: bytes) -> None:
         """In the order in which the program forgets: the key first."""
         self.tell("may", step="forget", sequence=sequence_id.hex())
         home.keys.destroy(sequence_id)
         home.store.forget(sequence_id)
-        if row is not None:
-            home.transcripts.delete(row.id)
+        home.transcripts.delete_sequence(sequence_id)
         home.keys.finish(sequence_id)
         self.tell("did", step="forget", sequence=sequence_id.hex())
 

@@ -27,6 +27,7 @@ from shim import CHANGES, EVERYTHING, SYNC, WRITE, Shim
 from stress_home import Home
 from stress_kill_child import Child
 from stress_processes import drain, fork, parallel, send
+from stress_story import Stories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,17 +36,6 @@ if TYPE_CHECKING:
 DIRECTORY_KILLS = 40  # then a new directory: old ones grow, and a fault of the first minutes shows again
 _FINE = re.compile(r"disk limit|key lies in a file")
 _PAGE = 4096
-
-
-@dataclass
-class Story:
-    """What processes were told and asked about one sequence."""
-
-    name: str
-    is_certain: bool = False  # its creation was acknowledged
-    turns: dict[int, set[str]] = field(default_factory=dict)  # texts that a known turn may have
-    asked: set[str] = field(default_factory=set)  # texts of turns that may have been added
-    forget: str = "no"  # no, asked, done, never made (killed before it was)
 
 
 @dataclass
@@ -73,7 +63,7 @@ class Campaign:
         self.shim = Shim()
         self.report = Report()
         self.path = base
-        self.stories: dict[str, Story] = {}
+        self.stories = Stories()
         self.seals: dict[tuple[bytes, int, int, int], bytes] = {}
 
     def run(self, kills: int) -> Report:
@@ -90,15 +80,21 @@ class Campaign:
             if len(self.report.violations) > 20:
                 break
         self.report.kills = number + 1
+        self.add_up()
         self.report.records = len(self.seals)
         self.report.seconds = time.monotonic() - began
         return self.report
 
     def start_over(self, number: int) -> None:
+        self.add_up()
         shutil.rmtree(self.path, ignore_errors=True)
         self.path = self.base / f"data-{number}"
-        self.stories.clear()
+        self.stories = Stories()
         stress_home.chain_ids.cache_clear()
+
+    def add_up(self) -> None:
+        self.report.acknowledged_turns += self.stories.num_acknowledged
+        self.report.forgotten += self.stories.num_forgotten
 
     def violation(self, number: int, what: str) -> None:
         self.report.violations.append(f"seed {self.seed} kill {number}: {what}")
@@ -136,30 +132,14 @@ class Campaign:
             if told["kind"] == "failed":
                 self.violation(number, told["trace"])
             elif told["kind"] in ("may", "did"):
-                self.note(told)
-
-    def note(self, told: dict[str, object]) -> None:
-        step, sequence, is_done = told["step"], str(told["sequence"]), told["kind"] == "did"
-        if step == "create":
-            self.stories.setdefault(sequence, Story(str(told["name"]))).is_certain |= is_done
-            return
-        story = self.stories[sequence]
-        if step == "forget":
-            story.forget = "done" if is_done else "asked"
-            self.report.forgotten += is_done
-        elif step == "turn" and not is_done:
-            story.asked.add(str(told["text"]))
-        else:
-            turn, text = int(str(told["turn"])), str(told["text"])
-            story.turns[turn] = {text} if is_done else story.turns.get(turn, set()) | {text}
-            self.report.acknowledged_turns += is_done
+                self.stories.note(told)
 
     # Looking
 
     def look(self, number: int) -> None:
         """In a process of its own, so that the server never has a thread."""
-        known = {s: [story.is_certain, story.forget] for s, story in self.stories.items()}
-        pid, fd = fork(lambda out: send(out, look_at(self.path, known)))
+        gone = self.stories.forgotten()
+        pid, fd = fork(lambda out: send(out, look_at(self.path, gone)))
         answer = drain(fd, time.monotonic() + 60)
         _, status = os.waitpid(pid, 0)
         os.close(fd)
@@ -170,32 +150,8 @@ class Campaign:
             return
         self.report.violations += [f"seed {self.seed} kill {number}: {line}" for line in seen["violations"]]
         self.report.good_leaves += seen["good_leaves"]
-        self.judge(number, seen["conversations"])
-
-    def judge(self, number: int, found: dict[str, dict[str, str]]) -> None:
-        for sequence in found.keys() - self.stories.keys():
-            self.violation(number, f"sequence {sequence} was never made")
-        for sequence, story in self.stories.items():
-            turns = {int(i): text for i, text in found[sequence].items()} if sequence in found else None
-            if turns is None:
-                if story.is_certain and story.forget == "no":
-                    self.violation(number, f"conversation {sequence} is lost")
-                story.forget = "done" if story.forget != "no" else "never made"
-            elif story.forget in ("done", "never made"):
-                self.violation(number, f"conversation {sequence} came back")
-            else:
-                self.judge_turns(number, story, turns)
-
-    def judge_turns(self, number: int, story: Story, found: dict[int, str]) -> None:
-        if story.forget == "no":
-            for turn in story.turns.keys() - found.keys():
-                self.violation(number, f"acknowledged turn {turn} is lost")
-        for turn, text in found.items():
-            if text not in story.turns.get(turn, story.asked):
-                self.violation(number, f"turn {turn} says {text[:80]!r}, which nobody wrote there")
-        story.turns = {turn: {text} for turn, text in found.items()}
-        story.is_certain = True
-        story.asked.clear()
+        for line in self.stories.judge(seen["conversations"]):
+            self.violation(number, line)
 
     # Nonces
 
@@ -227,7 +183,7 @@ def record_headers(data: bytes) -> list[tuple[tuple[bytes, int, int, int], bytes
     return found
 
 
-def look_at(path: Path, known: dict[str, list[object]]) -> dict[str, object]:
+def look_at(path: Path, gone: list[str]) -> dict[str, object]:
     """Opens a directory as the program does, reads all of it, and says what is there."""
     violations: list[str] = []
     good = 0
@@ -237,11 +193,9 @@ def look_at(path: Path, known: dict[str, list[object]]) -> dict[str, object]:
         for row in home.transcripts.conversations():
             turns = home.transcripts.turns(row.id)
             conversations[row.sequence_id.hex()] = {str(t.id): t.blob.decode() for t in turns}
-        for sequence in known.keys() | conversations.keys():
-            if sequence not in conversations:
-                if known[sequence][1] in ("asked", "done"):
-                    violations += traces_of(home, bytes.fromhex(sequence))
-                continue
+        for sequence in gone:
+            violations += traces_of(home, bytes.fromhex(sequence))
+        for sequence in conversations:
             served = stress_home.read_all(home, bytes.fromhex(sequence))
             good += served.good
             if served.wrong or served.damaged:
