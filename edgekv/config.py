@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "EDGEKV_"
 PASSPHRASE_VARIABLE = "EDGEKV_PASSPHRASE"  # noqa: S105  a name
-"""A secret and so no option: it is in no table, no TOML file, on no command line and in no repr."""
+NEW_PASSPHRASE_VARIABLE = "EDGEKV_NEW_PASSPHRASE"  # noqa: S105  for `edgekv key rotate`
+"""Secrets and so no options: they are in no table, no TOML file, on no command line and in no repr."""
 TOML_NAME = "edgekv.toml"
 GIB = 1024**3
 
@@ -249,7 +250,7 @@ def _from_environ(environ: Mapping[str, str]) -> tuple[dict[str, object], Path |
     values: dict[str, object] = {}
     path: Path | None = None
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable == PASSPHRASE_VARIABLE:
+        if not variable.startswith(ENV_PREFIX) or variable in (PASSPHRASE_VARIABLE, NEW_PASSPHRASE_VARIABLE):
             continue
         if variable == f"{ENV_PREFIX}CONFIG":
             path = Path(text).expanduser()

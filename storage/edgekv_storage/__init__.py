@@ -32,6 +32,7 @@ from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.losses import Loss
+from edgekv_storage.protectors import choose_kind
 from edgekv_storage.rows import ConversationRow, TurnRow
 from edgekv_storage.store import Store, StoreStats
 from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
@@ -83,6 +84,7 @@ __all__ = [
     "WrongCode",
     "WrongPassphrase",
     "check_segment",
+    "choose_kind",
     "leaf_keys",
     "look_at_protection",
     "reader_name",
