@@ -85,10 +85,10 @@ class Config:
         "auto|compact|fast",
     )
     threads: Count | None = _option(None, "CPU threads. Default: one for each physical core.", "N")
-    io: Literal["auto", "pread", "buffered"] = _option(
+    io: Literal["auto", "uring", "pread", "buffered"] = _option(
         "auto",
-        "How KV is read from disk: pread (past the page cache), buffered, or auto.",
-        "auto|pread|buffered",
+        "How KV is read from disk: uring (io_uring), pread (threads), buffered (page cache), or auto.",
+        "auto|uring|pread|buffered",
     )
     encryption: Literal["on", "off"] = _option(
         "on", "Whether what is kept on disk is encrypted; fixed when the data folder is made (on).", "on|off"
@@ -148,7 +148,7 @@ class Options(TypedDict, total=False):
     disk_budget: int | str
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
-    io: Literal["auto", "pread", "buffered"]
+    io: Literal["auto", "uring", "pread", "buffered"]
     encryption: Literal["on", "off"]
     key_protection: Literal["auto", "keyring", "passphrase", "file"]
     key_file: str | os.PathLike[str] | None

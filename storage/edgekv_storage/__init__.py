@@ -8,6 +8,7 @@ from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
     DiskFull,
+    IoUnusable,
     KeysDamaged,
     KeyUnavailable,
     Locked,
@@ -50,6 +51,7 @@ __all__ = [
     "DamagedTurn",
     "DataDir",
     "DiskFull",
+    "IoUnusable",
     "KeyChain",
     "KeyUnavailable",
     "Keys",
