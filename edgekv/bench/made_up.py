@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv.cache.leaf import LeafShape
-    from edgekv_storage import LeafPlace
+    from edgekv_storage import LeafPlace, Transfer
 
 TEXT = "made-up leaves"
 SEQUENCE = b"bench-made-up-00"
@@ -71,7 +71,10 @@ class MadeUp:
         self._keys += keys
 
     def read(self, store: Store, run: int, step: int) -> int:
-        """Reads `run` adjacent leaves at every `step`-th place, layer by layer; how many bytes. All must verify."""
+        """Reads `run` adjacent leaves at every `step`-th place; how many bytes. All must verify.
+
+        Layer by layer, the next layer's reads asked for before the last one's are waited for, as decoding does.
+        """
         size = self.shape.leaf_bytes
         found = store.lookup(self.sequence_id, self._keys, self.token_ids)
         assert len(found) == len(self.places), "what was written is found"
@@ -81,11 +84,22 @@ class MadeUp:
             if found[at].record == found[at + run - 1].record
             and found[at].segment == found[at + run - 1].segment
         ]
-        arena = memoryview(mmap.mmap(-1, max(1, len(starts)) * run * size))
+        layer_bytes = len(starts) * run * size
+        arenas = [memoryview(mmap.mmap(-1, max(1, layer_bytes))) for _ in range(2)]
+        ahead: Transfer | None = None
         for layer in range(self.shape.num_layers):
-            outs = (arena[i * run * size : (i + 1) * run * size] for i in range(len(starts)))
+            arena = arenas[layer % 2]
+            outs = (arena[at : at + run * size] for at in range(0, layer_bytes, run * size))
             requests = [LeafRead(found[at], layer, run, out) for at, out in zip(starts, outs, strict=True)]
             transfer = store.read(requests)
-            transfer.wait()
-            assert transfer.result == [], "every leaf verifies"
-        return len(starts) * run * size * self.shape.num_layers
+            if ahead is not None:
+                _all_verify(ahead)
+            ahead = transfer
+        if ahead is not None:
+            _all_verify(ahead)
+        return layer_bytes * self.shape.num_layers
+
+
+def _all_verify(transfer: Transfer) -> None:
+    transfer.wait()
+    assert transfer.result == [], "every leaf verifies"
