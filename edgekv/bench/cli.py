@@ -10,8 +10,8 @@ import typer
 
 from edgekv import __version__
 from edgekv.bench import decode as decoding
-from edgekv.bench import encryption as encrypting
 from edgekv.bench import fidelity as faithful
+from edgekv.bench import opening
 from edgekv.bench import prefill as prefilling
 from edgekv.bench import resume as resuming
 from edgekv.bench import tiers as tiering
@@ -19,7 +19,7 @@ from edgekv.bench import writes as writing
 from edgekv.bench.machine import measure_machine
 from edgekv.bench.peer import PEER, check_peer
 from edgekv.bench.report import Report
-from edgekv.bench.setting import Setting
+from edgekv.bench.setting import Setting, scratch
 from edgekv.bench.text import has_bindings
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import write_json
@@ -131,31 +131,30 @@ def writes(
     turns: Annotated[
         int, typer.Option(min=1, metavar="N", help="Turns of 64 to 100 tokens.")
     ] = writing.TURNS,
-    long_tokens: Annotated[
-        int, typer.Option(min=16, metavar="N", help="Tokens of the long conversation of made-up leaves.")
-    ] = writing.LONG_TOKENS,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
     """How many bytes reach the disk for each byte that has to."""
     setting, machine = _begin(given, text, None)
-    rows = writing.measure(setting, turns) + writing.measure_long(setting, long_tokens)
-    _print("writes", setting, machine, rows, as_json=as_json)
+    _print("writes", setting, machine, writing.measure(setting, turns), as_json=as_json)
 
 
-@app.command()
+@app.command("open")
 @with_options
-def encryption(
+def open_(
     given: Given,
     *,
-    context: Context = encrypting.TOKENS,
-    runs: Runs = 5,
-    text: TextPath = None,
+    size: Annotated[
+        int, typer.Option(min=1, metavar="BYTES", help="Bytes of the store; its KV is holes.")
+    ] = opening.SIZE_BYTES,
+    runs: Runs = 3,
     as_json: AsJson = False,
 ) -> None:
-    """What encryption at rest costs: the store encrypted, and not encrypted as its peer."""
-    setting, machine = _begin(given, text, None)
-    _print("encryption", setting, machine, encrypting.measure(setting, context, runs), as_json=as_json)
+    """How soon a big store is open, after a clean close and after a kill. Needs no model."""
+    config = given.config()
+    machine = measure_machine(config.data_dir, choose_device("cpu"))
+    with scratch(config.data_dir) as folder:
+        _write("open", machine, opening.measure(folder / "store", size, runs), as_json=as_json)
 
 
 @app.command()
@@ -200,7 +199,11 @@ def _begin(given: Given, text: Path | None, peer: str | None) -> tuple[Setting, 
 def _print(
     command: str, setting: Setting, machine: Mapping[str, object], rows: Sequence[Row], *, as_json: bool
 ) -> None:
-    report = Report(f"bench {command}", __version__, {**machine, **setting.machine_notes()}, rows)
+    _write(command, {**machine, **setting.machine_notes()}, rows, as_json=as_json)
+
+
+def _write(command: str, machine: Mapping[str, object], rows: Sequence[Row], *, as_json: bool) -> None:
+    report = Report(f"bench {command}", __version__, machine, rows)
     if as_json:
         write_json(report.as_object())
     else:

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,23 +128,26 @@ class Setting:
         with LlamaCpp(self.model_path, num_context, num_threads=threads, use_gpu=use_gpu) as peer:
             yield peer
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
+    def scratch(self) -> AbstractContextManager[Path]:
         """A folder on the data directory's file system, removed afterwards."""
-        try:
-            self.config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix="bench-", dir=self.config.data_dir))
-        except OSError as error:
-            raise StoreError(
-                f"cannot write to {self.config.data_dir}: {error.strerror}; choose --data-dir"
-            ) from error
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        return scratch(self.config.data_dir)
 
 
 SCRATCH_KEYS = Unlock(protection="file")  # a measurement leaves nothing in a person's keyring
+
+
+@contextmanager
+def scratch(data_dir: Path) -> Iterator[Path]:
+    """A folder on a data directory's file system, removed afterwards. Raises StoreError."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="bench-", dir=data_dir))
+    except OSError as error:
+        raise StoreError(f"cannot write to {data_dir}: {error.strerror}; choose --data-dir") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

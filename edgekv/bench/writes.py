@@ -2,19 +2,16 @@
 
 Write amplification here divides by the bytes of the new leaves alone: keys, checksums and token ids (their
 index) count as overhead, so that the figure is an upper bound of the one defined with the index below the line.
-
-Twice: a conversation of the model's own, and one longer than its window, of made-up leaves through the store alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
+from edgekv.bench import crowd
 from edgekv.bench.inside import store_of
-from edgekv.bench.made_up import TEXT, MadeUp, open_store
 from edgekv.bench.report import Labels
-from edgekv.bench.setting import generate, storage_errors
+from edgekv.bench.setting import generate
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ if TYPE_CHECKING:
 
 TURNS = 50
 TURN_TOKENS = (64, 100)
-LONG_TOKENS = 100_000
-LONG_TURN_TOKENS = (20, 600)
 
 
 def turn_lengths(turns: int) -> list[int]:
@@ -51,6 +46,7 @@ def measure(setting: Setting, turns: int) -> list[Row]:
     assert leaves == total // LEAF_TOKENS * setting.shape.column_bytes, "every full leaf was written once"
     written = stats.segment_bytes_written
     return [
+        *_under_a_quota(setting),
         labels.row("write_amplification", "written/leaves", ours=written / leaves, ratio=leaves / written),
         labels.row("segment_bytes_written", "bytes", ours=written),
         labels.row("segment_file_bytes", "bytes", ours=in_files),
@@ -60,33 +56,14 @@ def measure(setting: Setting, turns: int) -> list[Row]:
     ]
 
 
-def long_turns(total: int) -> list[int]:
-    """New tokens of each turn of a long conversation: 20 to 600, as questions and answers go; `total` in all."""
-    shortest, longest = LONG_TURN_TOKENS
-    lengths: list[int] = []
-    while (left := total - sum(lengths)) > 0:
-        lengths.append(min(left, shortest + (len(lengths) * 233) % (longest - shortest + 1)))
-    return lengths
-
-
-def measure_long(setting: Setting, total: int) -> list[Row]:
-    """The same ratio over `total` tokens, encrypted as by default and flushed after each turn; no model runs."""
-    lengths, leaves = long_turns(total), MadeUp(setting.shape)
-    with setting.scratch() as folder, storage_errors():
-        with open_store(folder / "store", setting.shape, encrypted=True) as store:
-            for length in lengths:
-                leaves.grow(store, length)
-                store.flush()
-        stats = store.stats()  # after close: footers are written
-        in_files = sum(path.stat().st_size for path in (folder / "store").glob("seg-*.kv"))
-    labels = Labels(context=total, attention=None, text=TEXT)
-    written, needed = stats.segment_bytes_written, stats.appended_leaf_bytes
-    rows = [
-        labels.row("write_amplification", "written/leaves", ours=written / needed, ratio=needed / written),
-        labels.row("segment_bytes_written", "bytes", ours=written),
-        labels.row("segment_file_bytes", "bytes", ours=in_files),
-        labels.row("leaf_bytes", "bytes", ours=needed),
-        labels.row("sqlite_index_bytes_per_turn", "bytes", ours=stats.index_bytes_written / len(lengths)),
-        labels.row("turns", "turns", ours=len(lengths)),
+def _under_a_quota(setting: Setting) -> list[Row]:
+    """Many conversations that share half of the room they write: eviction and compaction included."""
+    labels = Labels(attention=None, text=crowd.TEXT)
+    with setting.scratch() as folder:
+        run = crowd.Crowd(folder / "store", setting.shape)
+        stats = run.run()
+    written, leaves = stats.segment_bytes_written, stats.appended_leaf_bytes
+    return [
+        labels.row("write_amplification", "written/leaves", ours=written / leaves, ratio=leaves / written),
+        labels.row("disk_peak_of_limit", "ratio", ours=run.peak_bytes / run.quota_bytes),
     ]
-    return [dataclasses.replace(row, encrypted=True) for row in rows]

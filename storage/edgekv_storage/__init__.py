@@ -8,7 +8,6 @@ from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
     DiskFull,
-    IoUnusable,
     KeysDamaged,
     KeyUnavailable,
     Locked,
@@ -33,7 +32,6 @@ from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.losses import Loss
-from edgekv_storage.protectors import choose_kind
 from edgekv_storage.rows import ConversationRow, TurnRow
 from edgekv_storage.store import Store, StoreStats
 from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
@@ -51,7 +49,6 @@ __all__ = [
     "DamagedTurn",
     "DataDir",
     "DiskFull",
-    "IoUnusable",
     "KeyChain",
     "KeyUnavailable",
     "Keys",
@@ -86,7 +83,6 @@ __all__ = [
     "WrongCode",
     "WrongPassphrase",
     "check_segment",
-    "choose_kind",
     "leaf_keys",
     "look_at_protection",
     "reader_name",
