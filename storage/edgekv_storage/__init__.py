@@ -25,6 +25,7 @@ from edgekv_storage.errors import (
     WrongPassphrase,
 )
 from edgekv_storage.eviction import PrefillCost
+from edgekv_storage.figures import StoreStats
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
 from edgekv_storage.io.choice import IO_CHOICES
 from edgekv_storage.io.pread import reader_name, reads_directly
@@ -33,7 +34,7 @@ from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.losses import Loss
 from edgekv_storage.rows import ConversationRow, TurnRow
-from edgekv_storage.store import Store, StoreStats
+from edgekv_storage.store import Store
 from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
 from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 from edgekv_storage.unlocking import Protection, Unlocking

@@ -158,13 +158,14 @@ class Catalog:
                 found.append(RecordRow(segment_id, number, known.entry, known.keys, known.parent))
         return found if len(found) == segment.num_records - segment.num_damaged else None
 
-    def keep_record(self, row: RecordRow) -> None:
-        """Makes a record known without publishing its leaves: of a sequence nobody asked for yet."""
-        self._records.setdefault((row.segment, row.number), Known(row.entry, row.keys, row.parent))
-
     def forward(self, segment: int, moved: list[Moved]) -> None:
         """From now on places in a segment that is about to go lead to where its leaves were copied."""
         self._moved[segment] = moved
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any place may lead elsewhere; needs no lock."""
+        return bool(self._moved)
 
     def resolve(self, place: LeafPlace, count: int = 1) -> LeafPlace:
         """Where `count` adjacent leaves are now; the place itself where they were never moved."""

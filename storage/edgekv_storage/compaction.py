@@ -92,6 +92,7 @@ class Compactor:
             if not catalog.dirty:
                 return False
             sequence_id = catalog.dirty.pop()
+            self._parts.indexing.load(sequence_id, layout)
             outline = self._outline(sequence_id)
             for segment in catalog.segments_of(sequence_id):
                 is_ours = segment.header.layout == layout and segment.seal is not None
@@ -109,8 +110,6 @@ class Compactor:
             for first in range(part.first, part.first + part.count, most):
                 count = min(most, part.first + part.count - first)
                 ranges.append(LeafRange(part.record, first, count))
-        for row in outline.rows_in(segment.header.segment):
-            self._parts.catalog.keep_record(row)
         self._job = _Job(segment, layout, ranges)
 
     def _copy(self, job: _Job, part: LeafRange) -> None:

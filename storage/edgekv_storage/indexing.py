@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from edgekv_storage.catalog import Known
 from edgekv_storage.files import SegmentFile
+from edgekv_storage.format import LEAF_TOKENS
 from edgekv_storage.index import Index, IndexBroken, RecordRow
-from edgekv_storage.losses import Losses
+from edgekv_storage.losses import DAMAGE, Losses
 from edgekv_storage.recover import record_rows, segment_row
 from edgekv_storage.segment import scan
 from edgekv_storage.transfer import LeafPlace
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.catalog import Catalog
+    from edgekv_storage.format import Layout
     from edgekv_storage.index import SegmentRow
     from edgekv_storage.io.disk import Disk
+    from edgekv_storage.recover import Found
     from edgekv_storage.segment import Segment
 
 
@@ -101,6 +105,24 @@ class Indexing:
                 rows += record_rows(segment.header.segment, found)
         return rows
 
+    def take_stock(self, found: Found) -> None:
+        """At open: what lies in the directory goes to the catalog and, where it is news, to the index."""
+        with self._catalog.lock:
+            for segment in found.segments:
+                self._catalog.add_segment(segment)
+            self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
+        self.commit(found.changed, found.records, gone=found.gone)
+
+    def load(self, sequence_id: bytes, layout: Layout | None) -> None:
+        """Publishes the leaves of a sequence that are in the layout, once; the catalog's lock is held."""
+        if self._catalog.is_loaded(sequence_id):
+            return
+        segments = self._catalog.segments_of(sequence_id)
+        for row in self.rows_of([s for s in segments if s.header.layout == layout and s.seal is not None]):
+            segment = self._catalog.segments[row.segment]
+            self._catalog.add_record(segment, row.number, Known(row.entry, row.keys, row.parent))
+        self._catalog.set_loaded(sequence_id)
+
     def appended(self, segment: Segment, row: RecordRow) -> None:
         """A record to be indexed once it is on the drive."""
         self._pending.append(row)
@@ -108,7 +130,11 @@ class Indexing:
 
     def died(self, places: Iterable[LeafPlace]) -> None:
         """Leaves not to be found after a restart either."""
-        self._newly_dead.update(places)
+        for place in places:
+            self._newly_dead.add(place)
+            header = self._catalog.segments[place.segment].header
+            size = header.layout.num_layers * header.layout.leaf_bytes
+            self.losses.add(header.sequence_id, DAMAGE, LEAF_TOKENS, size)
 
     def commit_synced(self) -> None:
         """Commits the rows of what has reached the drive."""

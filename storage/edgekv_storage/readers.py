@@ -71,8 +71,21 @@ class Readers:
             if not read.wait():
                 self._on_damage([LeafPlace(segment_id, record, i) for i in range(len(read.known.keys))])
 
-    def count_same(self, place: LeafPlace, ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
-        """How many leaves from `place` on hold just these ids [leaves, 16], by the record itself."""
+    def count_same(self, places: Sequence[LeafPlace], ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
+        """How many leaves of `places` from the first on hold just these ids [leaves, 16]."""
+        at = 0
+        while at < len(places):
+            end = at + 1
+            while end < len(places) and places[end - 1].precedes(places[end]):
+                end += 1
+            good = self._count_run(places[at], ids[at:end], keys[at:end])
+            if good < end - at:
+                return at + good
+            at = end
+        return at
+
+    def _count_run(self, place: LeafPlace, ids: NDArray[np.int32], keys: Sequence[bytes]) -> int:
+        """The same for neighbours in one record, by the record itself."""
         known = self._catalog.record(place.segment, place.record)
         if known is None or known.tables is None:
             return 0
@@ -84,8 +97,9 @@ class Readers:
 
     def read(self, requests: Sequence[LeafRead], layout: Layout, priority: int) -> Transfer:
         """Starts a transfer. Raises StoreClosed; ValueError for what cannot be a leaf run."""
-        with self._catalog.lock:
-            requests = [r._replace(place=self._catalog.resolve(r.place, r.num_leaves)) for r in requests]
+        if self._catalog.has_moved:
+            with self._catalog.lock:
+                requests = [r._replace(place=self._catalog.resolve(r.place, r.num_leaves)) for r in requests]
         self.load_tables([request.place for request in requests])
         runs: list[LeafRun] = []
         faults: list[LeafFault] = []

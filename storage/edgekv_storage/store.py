@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -21,6 +20,7 @@ from edgekv_storage.crypt import NO_LEAF_SECRET
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
 from edgekv_storage.eviction import PrefillCost
+from edgekv_storage.figures import StoreStats
 from edgekv_storage.flusher import Flusher
 from edgekv_storage.format import LEAF_TOKENS, NO_PARENT, Layout
 from edgekv_storage.index import RecordRow
@@ -29,7 +29,6 @@ from edgekv_storage.io.choice import IO_CHOICES, make_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
 from edgekv_storage.keys import leaf_keys
-from edgekv_storage.losses import DAMAGE
 from edgekv_storage.parts import Parts
 from edgekv_storage.readers import Readers
 from edgekv_storage.record import Extent
@@ -48,22 +47,6 @@ if TYPE_CHECKING:
     from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.losses import Loss
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Counted since open, but for the first four. All sizes in bytes."""
-
-    live_bytes: int
-    quota_bytes: int
-    num_segments: int
-    num_sequences: int
-    segment_bytes_written: int  # headers, tables, padding and footers included
-    index_bytes_written: int  # to SQLite's journal
-    appended_leaf_bytes: int
-    reads: int  # after neighbours were joined
-    bytes_read: int
-    damaged_leaves: int
 
 
 class Store:
@@ -144,12 +127,8 @@ class Store:
         self._indexing = Indexing(self._disk, path / "index.db", self._catalog, self._notices)
         rows, indexed = self._indexing.segment_rows, self._indexing.indexed
         found = find_segments(self._disk, path, rows, indexed, self._keys)
-        with self._catalog.lock:
-            for segment in found.segments:
-                self._catalog.add_segment(segment)
-            self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
         self._notices += found.notices
-        self._indexing.commit(found.changed, found.records, gone=found.gone)
+        self._indexing.take_stock(found)
         notify = self._notices.append
         reader = (
             make_reader("pread" if io == "auto" else io, io_depth, notify) if self._disk.is_real else None
@@ -271,7 +250,8 @@ class Store:
 
     def tidy(self) -> bool:
         """One small step of compaction, at idle; True while there is more to do."""
-        return not self._is_closed and self._space.tidy()
+        with self._flush_lock:
+            return not self._is_closed and self._space.tidy()
 
     # Reading
 
@@ -292,16 +272,7 @@ class Store:
             segment.keep_use(self._disk)
         self._readers.load_tables(places)
         ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
-        at = 0
-        while at < len(places):
-            end = at + 1
-            while end < len(places) and places[end - 1].precedes(places[end]):
-                end += 1
-            good = self._readers.count_same(places[at], ids[at:end], keys[at:end])
-            if good < end - at:
-                return places[: at + good]
-            at = end
-        return places
+        return places[: self._readers.count_same(places, ids, keys)]
 
     def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
         """Starts reading runs of leaves into the callers' memory; lower `priority` numbers go first.
@@ -321,22 +292,11 @@ class Store:
         """Keys of all leaves of a sequence: from the index, from its segments where the index fails."""
         with self._catalog.lock:
             self._need_open()
-            if self._catalog.is_loaded(sequence_id):
-                return
-            segments = self._catalog.segments_of(sequence_id)
-            ours = [s for s in segments if s.header.layout == self.layout and s.seal is not None]
-            for row in self._indexing.rows_of(ours):
-                segment = self._catalog.segments[row.segment]
-                self._catalog.add_record(segment, row.number, Known(row.entry, row.keys, row.parent))
-            self._catalog.set_loaded(sequence_id)
+            self._indexing.load(sequence_id, self.layout)
 
     def _on_damage(self, places: list[LeafPlace]) -> None:
         with self._catalog.lock:
             killed = self._catalog.mark_dead(places)
-            for place in killed:
-                header = self._catalog.segments[place.segment].header
-                size = header.layout.num_layers * header.layout.leaf_bytes
-                self._indexing.losses.add(header.sequence_id, DAMAGE, LEAF_TOKENS, size)
             self._indexing.died(killed)
             self._damaged += len(killed)
 

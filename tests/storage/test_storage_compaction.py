@@ -73,6 +73,17 @@ def test_old_places_lead_to_the_copy(data_dir):
             break
 
 
+def test_a_sequence_that_nobody_asked_for_yet(data_dir):
+    """Guards the first look at a sequence after a restart: compaction once published its copies only."""
+    with open_store(data_dir) as store:
+        model = _mostly_dead(store, 2)
+        model.append(store, 5)
+    with open_store(data_dir) as store:
+        _tidy(store)
+        assert model.read(store, model.find(store)) == (21, 0)
+        assert len(segments_in(data_dir)) == 2
+
+
 def _check_fault(store: Store, place) -> None:
     """A leaf that was left behind is a miss, not an error and not another's bytes."""
     transfer = store.read([LeafRead(place, 0, 1, memoryview(bytearray(TINY.leaf_bytes)))])
