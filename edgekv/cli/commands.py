@@ -136,6 +136,8 @@ def conversations(given: Given, as_json: AsJson = False) -> None:
     for info in infos:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.updated))
         mark = "  [damaged]" if info.is_damaged else ""
+        if info.forgotten_tokens:
+            mark += f"  [{info.forgotten_tokens:,} tokens to be computed again: {info.forgotten_why}]"
         sys.stdout.write(f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model}){mark}\n")
 
 

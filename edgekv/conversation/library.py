@@ -6,6 +6,7 @@ lock it only reads. What is damaged is listed too, by its number where its name 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import shlex
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgekv.conversation.turns import Turn, TurnTree
-    from edgekv_storage import ConversationRow, DamagedTurn, DataDir, KeyChain, Transcripts, TurnRow
+    from edgekv_storage import ConversationRow, DamagedTurn, DataDir, KeyChain, Loss, Transcripts, TurnRow
 
 MAX_NAME = 200
 SEQUENCE_ID_BYTES = 16
@@ -37,6 +38,8 @@ class ConversationInfo:
 
     `is_damaged`: a stored turn, or the record of the conversation itself, cannot be read; `updated` is then
     not known and is `created`. Without its record a conversation is called by its number, like "#3".
+    `forgotten_tokens` were computed and given up on disk since, because `forgotten_why`: they will be computed
+    again, their text is kept.
     """
 
     name: str
@@ -45,6 +48,8 @@ class ConversationInfo:
     created: float
     updated: float
     is_damaged: bool = False
+    forgotten_tokens: int = 0
+    forgotten_why: str = ""
 
 
 class Library:
@@ -71,8 +76,14 @@ class Library:
 
     def infos(self) -> list[ConversationInfo]:
         """All kept conversations, last used first."""
+        from edgekv_storage import known_losses  # noqa: PLC0415  numpy comes with it
+
+        losses = known_losses(self._data_dir.path)
         with translated():
-            infos = [self._info(row) for row in self._transcripts.conversations()]
+            infos = [
+                _with_losses(self._info(row), losses.get(row.sequence_id, []))
+                for row in self._transcripts.conversations()
+            ]
             infos += [
                 ConversationInfo(row.name, "", row.num_turns, row.created, row.created, is_damaged=True)
                 for row in self._damaged()
@@ -193,6 +204,13 @@ class Library:
             )
         updated = max((turn.created for turn in turns), default=row.created)
         return ConversationInfo(row.name, meta.model, row.num_turns, row.created, updated)
+
+
+def _with_losses(info: ConversationInfo, losses: list[Loss]) -> ConversationInfo:
+    if not losses:
+        return info
+    num_tokens = sum(loss.num_tokens for loss in losses)
+    return dataclasses.replace(info, forgotten_tokens=num_tokens, forgotten_why=losses[0].why)
 
 
 class TranscriptJournal:

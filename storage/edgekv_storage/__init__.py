@@ -27,6 +27,7 @@ from edgekv_storage.errors import (
 from edgekv_storage.eviction import PrefillCost
 from edgekv_storage.figures import StoreStats
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
+from edgekv_storage.index import known_losses
 from edgekv_storage.io.choice import IO_CHOICES
 from edgekv_storage.io.pread import reader_name, reads_directly
 from edgekv_storage.keychain import KeyChain, ProtectionInfo
@@ -84,6 +85,7 @@ __all__ = [
     "WrongCode",
     "WrongPassphrase",
     "check_segment",
+    "known_losses",
     "leaf_keys",
     "look_at_protection",
     "reader_name",

@@ -196,6 +196,26 @@ class Index:
             return 0
 
 
+def known_losses(directory: Path) -> dict[bytes, list[Loss]]:
+    """What was given up, by sequence, for who has no store open; empty where the index cannot be read.
+
+    Takes no lock and writes nothing.
+    """
+    found: dict[bytes, list[Loss]] = {}
+    path = directory / "index.db"
+    if not path.is_file() or path.is_symlink():
+        return found
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    with (
+        contextlib.suppress(sqlite3.Error, IndexBroken, TypeError, ValueError),
+        contextlib.closing(sqlite3.connect(address, uri=True)) as db,
+    ):
+        for row in db.execute("SELECT * FROM losses ORDER BY at DESC"):
+            loss = Loss(*_checked(row))
+            found.setdefault(loss.sequence_id, []).append(loss)
+    return found
+
+
 def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
     if row[-1] != _sum(*row[:-1]):
         raise IndexBroken("index.db: a row does not match its checksum")

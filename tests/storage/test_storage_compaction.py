@@ -8,7 +8,7 @@ import os
 import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
-from edgekv_storage import LeafRead, Store
+from edgekv_storage import LeafRead, Store, known_losses
 from edgekv_storage.io import disk as disk_module
 
 
@@ -222,3 +222,17 @@ def test_an_abandoned_branch_goes_before_the_running_one(data_dir):
         store.evict(store.live_bytes - 1)
         assert len(old.find(store)) == 20
         assert len(new.find(store)) == 40
+
+
+def test_what_was_given_up_is_told_without_a_store(data_dir):
+    """Guards `edgekv conversations`: it lists beside a running program, and must not trust a damaged index."""
+    with open_store(data_dir) as store:
+        Model(TINY).append(store, 3)
+        Model(TINY, OTHER).append(store, 3)
+        store.evict(store.live_bytes // 2)
+        (sequence_id,) = {SEQUENCE, OTHER} - set(store.sequences())
+        assert known_losses(data_dir)[sequence_id] == store.forgotten(sequence_id)
+        store.forget(sequence_id)
+        assert known_losses(data_dir) == {}
+    (data_dir / "index.db").write_bytes(b"nonsense" * 600)
+    assert known_losses(data_dir) == {}
