@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "EDGEKV_"
 PASSPHRASE_VARIABLE = "EDGEKV_PASSPHRASE"  # noqa: S105  a name
-"""A secret and so no option: it is in no table, no TOML file, on no command line and in no repr."""
+NEW_PASSPHRASE_VARIABLE = "EDGEKV_NEW_PASSPHRASE"  # noqa: S105  for `edgekv key rotate`
+"""Secrets and so no options: they are in no table, no TOML file, on no command line and in no repr."""
 TOML_NAME = "edgekv.toml"
 GIB = 1024**3
 
@@ -84,10 +85,10 @@ class Config:
         "auto|compact|fast",
     )
     threads: Count | None = _option(None, "CPU threads. Default: one for each physical core.", "N")
-    io: Literal["auto", "pread", "buffered"] = _option(
+    io: Literal["auto", "uring", "pread", "buffered"] = _option(
         "auto",
-        "How KV is read from disk: pread (past the page cache), buffered, or auto.",
-        "auto|pread|buffered",
+        "How KV is read from disk: uring (io_uring), pread (threads), buffered (page cache), or auto.",
+        "auto|uring|pread|buffered",
     )
     encryption: Literal["on", "off"] = _option(
         "on", "Whether what is kept on disk is encrypted; fixed when the data folder is made (on).", "on|off"
@@ -147,7 +148,7 @@ class Options(TypedDict, total=False):
     disk_budget: int | str
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
-    io: Literal["auto", "pread", "buffered"]
+    io: Literal["auto", "uring", "pread", "buffered"]
     encryption: Literal["on", "off"]
     key_protection: Literal["auto", "keyring", "passphrase", "file"]
     key_file: str | os.PathLike[str] | None
@@ -249,7 +250,7 @@ def _from_environ(environ: Mapping[str, str]) -> tuple[dict[str, object], Path |
     values: dict[str, object] = {}
     path: Path | None = None
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable == PASSPHRASE_VARIABLE:
+        if not variable.startswith(ENV_PREFIX) or variable in (PASSPHRASE_VARIABLE, NEW_PASSPHRASE_VARIABLE):
             continue
         if variable == f"{ENV_PREFIX}CONFIG":
             path = Path(text).expanduser()

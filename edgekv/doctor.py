@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.conversation.master import describe
 from edgekv.engine.machine import choose_device, device_budget, free_memory, num_cores
 from edgekv.errors import EdgeKVError
 from edgekv.models.catalog import resolve_model
@@ -58,6 +59,7 @@ def examine(config: Config) -> list[Finding]:
     findings += _guarded("kernels", _kernels)
     findings += _guarded("threads", lambda: [_threads(config)])
     findings += _guarded("data_dir", lambda: _data_dir(config.data_dir))
+    findings += _guarded("encryption", lambda: [Finding(*told) for told in describe(config)])
     findings += [
         Finding("host_budget", _gib(config.host_budget)),
         Finding("disk_budget", _gib(config.disk_budget)),

@@ -10,6 +10,7 @@ import typer
 
 from edgekv import __version__
 from edgekv.bench import decode as decoding
+from edgekv.bench import encryption as encrypting
 from edgekv.bench import fidelity as faithful
 from edgekv.bench import opening
 from edgekv.bench import prefill as prefilling
@@ -131,12 +132,31 @@ def writes(
     turns: Annotated[
         int, typer.Option(min=1, metavar="N", help="Turns of 64 to 100 tokens.")
     ] = writing.TURNS,
+    long_tokens: Annotated[
+        int, typer.Option(min=16, metavar="N", help="Tokens of the long conversation of made-up leaves.")
+    ] = writing.LONG_TOKENS,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
     """How many bytes reach the disk for each byte that has to."""
     setting, machine = _begin(given, text, None)
-    _print("writes", setting, machine, writing.measure(setting, turns), as_json=as_json)
+    rows = writing.measure(setting, turns) + writing.measure_long(setting, long_tokens)
+    _print("writes", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def encryption(
+    given: Given,
+    *,
+    context: Context = encrypting.TOKENS,
+    runs: Runs = 5,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """What encryption at rest costs: the store encrypted, and not encrypted as its peer."""
+    setting, machine = _begin(given, text, None)
+    _print("encryption", setting, machine, encrypting.measure(setting, context, runs), as_json=as_json)
 
 
 @app.command("open")

@@ -2,16 +2,20 @@
 
 Write amplification here divides by the bytes of the new leaves alone: keys, checksums and token ids (their
 index) count as overhead, so that the figure is an upper bound of the one defined with the index below the line.
+
+Twice: a conversation of the model's own, and one longer than its window, of made-up leaves through the store alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from edgekv.bench import crowd
 from edgekv.bench.inside import store_of
+from edgekv.bench.made_up import TEXT, MadeUp, open_store
 from edgekv.bench.report import Labels
-from edgekv.bench.setting import generate
+from edgekv.bench.setting import generate, storage_errors
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 TURNS = 50
 TURN_TOKENS = (64, 100)
+LONG_TOKENS = 100_000
+LONG_TURN_TOKENS = (20, 600)
 
 
 def turn_lengths(turns: int) -> list[int]:
@@ -54,6 +60,38 @@ def measure(setting: Setting, turns: int) -> list[Row]:
         labels.row("sqlite_index_bytes_per_turn", "bytes", ours=stats.index_bytes_written / turns),
         labels.row("turns", "turns", ours=turns),
     ]
+
+
+def long_turns(total: int) -> list[int]:
+    """New tokens of each turn of a long conversation: 20 to 600, as questions and answers go; `total` in all."""
+    shortest, longest = LONG_TURN_TOKENS
+    lengths: list[int] = []
+    while (left := total - sum(lengths)) > 0:
+        lengths.append(min(left, shortest + (len(lengths) * 233) % (longest - shortest + 1)))
+    return lengths
+
+
+def measure_long(setting: Setting, total: int) -> list[Row]:
+    """The same ratio over `total` tokens, encrypted as by default and flushed after each turn; no model runs."""
+    lengths, leaves = long_turns(total), MadeUp(setting.shape)
+    with setting.scratch() as folder, storage_errors():
+        with open_store(folder / "store", setting.shape, encrypted=True) as store:
+            for length in lengths:
+                leaves.grow(store, length)
+                store.flush()
+        stats = store.stats()  # after close: footers are written
+        in_files = sum(path.stat().st_size for path in (folder / "store").glob("seg-*.kv"))
+    labels = Labels(context=total, attention=None, text=TEXT)
+    written, needed = stats.segment_bytes_written, stats.appended_leaf_bytes
+    rows = [
+        labels.row("write_amplification", "written/leaves", ours=written / needed, ratio=needed / written),
+        labels.row("segment_bytes_written", "bytes", ours=written),
+        labels.row("segment_file_bytes", "bytes", ours=in_files),
+        labels.row("leaf_bytes", "bytes", ours=needed),
+        labels.row("sqlite_index_bytes_per_turn", "bytes", ours=stats.index_bytes_written / len(lengths)),
+        labels.row("turns", "turns", ours=len(lengths)),
+    ]
+    return [dataclasses.replace(row, encrypted=True) for row in rows]
 
 
 def _under_a_quota(setting: Setting) -> list[Row]:

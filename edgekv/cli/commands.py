@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekv import __version__
+from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
 from edgekv.cli.passphrase import asker
@@ -33,6 +34,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+app.add_typer(key_app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 

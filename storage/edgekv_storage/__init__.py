@@ -8,6 +8,7 @@ from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
     DiskFull,
+    IoUnusable,
     KeysDamaged,
     KeyUnavailable,
     Locked,
@@ -34,6 +35,7 @@ from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
 from edgekv_storage.losses import Loss
+from edgekv_storage.protectors import choose_kind
 from edgekv_storage.rows import ConversationRow, TurnRow
 from edgekv_storage.store import Store
 from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
@@ -51,6 +53,7 @@ __all__ = [
     "DamagedTurn",
     "DataDir",
     "DiskFull",
+    "IoUnusable",
     "KeyChain",
     "KeyUnavailable",
     "Keys",
@@ -85,6 +88,7 @@ __all__ = [
     "WrongCode",
     "WrongPassphrase",
     "check_segment",
+    "choose_kind",
     "known_losses",
     "leaf_keys",
     "look_at_protection",

@@ -39,6 +39,10 @@ class StoreOff(StorageError):
     """The disk tier turned itself off after repeated drive errors."""
 
 
+class IoUnusable(StorageError):
+    """The way of reading that was asked for does not work here."""
+
+
 class StoreClosed(StorageError):
     """The store was closed."""
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from edgekv_storage import protectors
 from edgekv_storage.crypt import SECRET_BYTES, ConversationKey
-from edgekv_storage.errors import KeysDamaged, KeyUnavailable, NoSuchConversation, WrongCode
+from edgekv_storage.errors import KeysDamaged, KeyUnavailable, NoSuchConversation, Unwritable, WrongCode
 from edgekv_storage.keytable import KeyTable, Master, Wrapped
 from edgekv_storage.recovery import MASTER_BYTES, decode_recovery, encode_recovery
 from edgekv_storage.unlocking import KINDS, RECOVER, Place, Unlocking
@@ -104,9 +104,9 @@ class KeyChain:
     def _create(
         cls, directory: DataDir, table: KeyTable, protection: Protection, unlocking: Unlocking
     ) -> Self:
-        if not directory.is_writable:
-            raise KeyUnavailable(f"{directory.path} has no keys yet, and another process is using it")
         _refuse_over_data(directory.path)
+        if not directory.is_writable:
+            raise Unwritable(f"{directory.path} has no keys yet, and this process may not write there")
         kind = protectors.choose_kind(protection, unlocking)
         table.create()
         _remove_strays(table, directory.path, 0)  # of a first start that was cut off

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekv_storage.leafjobs import LeafRun, job_of, plan
+from edgekv_storage.leafjobs import LeafJob, LeafRun, plan
 from edgekv_storage.reading import FileCache, TablesRead
 from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 
@@ -115,7 +115,7 @@ class Readers:
         with self._catalog.lock:
             self.num_reads += len(groups)
             self.bytes_read += sum(len(run.out) for run in runs)
-        self._reader.submit([job_of(group, transfer, self._on_damage) for group in groups], priority)
+        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
         return transfer
 
     def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:

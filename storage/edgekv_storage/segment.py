@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 GROW_BYTES = 4 << 20
 MAX_SEGMENT_BYTES = 64 << 20  # then the sequence goes on in another file: dropping and copying stay cheap
 _GUESS = 2 * PAGE  # most records' tables fit in one read of this
-_SCRATCH_BYTES = 1 << 20  # encrypted and written at a time: fits the cache between the two
-_scratches = BufferPool(keep_bytes=2 * _SCRATCH_BYTES)
+_SCRATCH_BYTES = 256 << 10  # encrypted and written at a time: fits the cache between the two
+_scratches = BufferPool(keep_bytes=4 * _SCRATCH_BYTES)
 
 
 def segment_name(segment: int, random: int) -> str:
@@ -146,7 +146,7 @@ class SegmentWriter:
 
     def _write(self, builder: RecordBuilder, entry: Entry) -> None:
         layout = self.segment.header.layout
-        scratch = _scratches.take(max(_SCRATCH_BYTES, layout.leaf_bytes) + PAGE + TAG_BYTES)
+        scratch = _scratches.take(max(_SCRATCH_BYTES, layout.leaf_bytes + PAGE + TAG_BYTES))
         written = 0
         try:
             for at, buffers in builder.pieces(scratch):

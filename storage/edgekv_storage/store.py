@@ -25,7 +25,7 @@ from edgekv_storage.flusher import Flusher
 from edgekv_storage.format import LEAF_TOKENS, NO_PARENT, Layout
 from edgekv_storage.index import RecordRow
 from edgekv_storage.indexing import Indexing
-from edgekv_storage.io.choice import IO_CHOICES, make_reader
+from edgekv_storage.io.choice import IO_CHOICES, Decider, open_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
 from edgekv_storage.keys import leaf_keys
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Buffer, Disk
+    from edgekv_storage.io.protocol import Reader
     from edgekv_storage.losses import Loss
     from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
 
@@ -75,6 +76,7 @@ class Store:
         self._flush_lock = threading.RLock()
         self._notices: list[str] = list(directory.notices)
         self._is_closed = False
+        self._decider: Decider | None = None
         self._damaged = self._appended = 0
 
     @classmethod
@@ -98,7 +100,8 @@ class Store:
         quota is evicted, what is least likely to be missed first, and a notice says so; `prefill_cost` is
         what the model takes on this machine. With `keys` every segment is encrypted, and one that is not, or
         whose key is gone, goes to quarantine/; without, none is, and those that are stay unread. Raises
-        Locked (go on without a disk tier), UnknownFormat, Unwritable; ValueError for an unknown `io`.
+        Locked (go on without a disk tier), UnknownFormat, Unwritable; IoUnusable where `io` forces a way of
+        reading that does not work here; ValueError for an unknown one.
         """
         if io not in IO_CHOICES:
             raise ValueError(f"no such I/O backend: {io}; one of {', '.join(IO_CHOICES)}")
@@ -129,11 +132,11 @@ class Store:
         found = find_segments(self._disk, path, rows, indexed, self._keys)
         self._notices += found.notices
         self._indexing.take_stock(found)
-        notify = self._notices.append
-        reader = (
-            make_reader("pread" if io == "auto" else io, io_depth, notify) if self._disk.is_real else None
-        )
-        self._readers = Readers(self._catalog, self._on_damage, reader or FaultyReader(), self._disk)
+        reader: Reader = FaultyReader()
+        if self._disk.is_real:
+            may_try = self.layout is not None
+            reader, self._decider = open_reader(path, io, io_depth, self._notices.append, may_try=may_try)
+        self._readers = Readers(self._catalog, self._on_damage, reader, self._disk)
         parts = self._parts = Parts(
             self._disk,
             path,
@@ -153,11 +156,7 @@ class Store:
     # Writing
 
     def leaf_keys(
-        self,
-        sequence_id: bytes,
-        namespace: bytes,
-        token_ids: NDArray[np.int32],
-        parent: bytes | None = None,
+        self, sequence_id: bytes, namespace: bytes, token_ids: NDArray[np.int32], parent: bytes | None = None
     ) -> list[bytes]:
         """Chain keys of the full leaves of `token_ids` [T], `parent` being the key of the leaf before them.
 
@@ -372,6 +371,8 @@ class Store:
         for segment in segments:  # sealing was a write, but not a use
             if segment.used_ns:
                 segment.keep_use(self._disk)
+        if self._decider is not None:
+            self._decider.close()
         self._readers.close()
         self._indexing.close()
         if self._owns_directory:

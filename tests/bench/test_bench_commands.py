@@ -122,13 +122,29 @@ def test_tiers_agree_and_stay_within_their_limits(bench, data_dir):
 
 def test_writes_count_footers_and_match_the_files(bench):
     """Bytes taken before the store was closed left the footers out."""
-    code, report = bench("writes", "--turns", "4")
-    rows = rows_by_metric(report)
+    code, report = bench("writes", "--turns", "4", "--long-tokens", "3000")
     assert code == 0
-    assert rows["segment_bytes_written"]["ours"] == rows["segment_file_bytes"]["ours"]
-    leaves = rows["leaf_bytes"]["ours"]
-    assert rows["write_amplification"]["ours"] == rows["segment_bytes_written"]["ours"] / leaves
-    assert rows["write_amplification"]["ours"] > 1
+    made_up = [row for row in report["rows"] if row["text"] == "made-up leaves"]
+    for part in (made_up, [row for row in report["rows"] if row not in made_up]):
+        rows = rows_by_metric({"rows": part})
+        assert rows["segment_bytes_written"]["ours"] == rows["segment_file_bytes"]["ours"]
+        leaves = rows["leaf_bytes"]["ours"]
+        assert rows["write_amplification"]["ours"] == rows["segment_bytes_written"]["ours"] / leaves
+        assert rows["write_amplification"]["ours"] > 1
+    assert {(row["context"], row["encrypted"]) for row in made_up} == {(3000, True)}
+
+
+def test_encryption_is_compared_with_a_plain_store_row_by_row(bench, data_dir):
+    """A ratio above its meaning: seconds of processor time are better when smaller, rates when larger."""
+    code, report = bench("encryption", "--context", "768", "--runs", "2")
+    assert code == 0
+    rows = {(row["metric"], row["size"]): row for row in report["rows"]}
+    assert len(rows) == 6
+    for (metric, _), row in rows.items():
+        better = row["ours"] / row["peer"] if metric.endswith("per_s") else row["peer"] / row["ours"]
+        assert row["ratio"] == pytest.approx(better)
+        assert (row["encrypted"], row["runs"]) == (True, 2)
+    assert list(data_dir.iterdir()) == []
 
 
 def test_writes_under_a_limit_keep_it(bench):

@@ -12,7 +12,7 @@ from edgekv.bench.fidelity import Distance
 from edgekv.bench.machine import disk_read_rate, memory_read_rate
 from edgekv.bench.memory import MemoryPeak, anonymous_bytes
 from edgekv.bench.tiers import compare
-from edgekv.bench.writes import turn_lengths
+from edgekv.bench.writes import long_turns, turn_lengths
 
 
 def test_programs_take_turns():
@@ -72,6 +72,15 @@ def test_turns_are_at_least_64_tokens_and_end_inside_leaves():
     lengths = turn_lengths(50)
     assert (min(lengths), max(lengths)) == (64, 100)
     assert sum(length % 16 != 0 for length in lengths) > 40
+
+
+def test_a_long_conversation_has_short_and_long_turns():
+    """Equal turns would hide what a short one costs: a page of tables for a single leaf."""
+    lengths = long_turns(100_000)
+    assert sum(lengths) == 100_000
+    assert (min(lengths[:-1]), max(lengths)) >= (20, 590)
+    assert max(lengths) <= 600
+    assert min(lengths[:-1]) < 40
 
 
 def test_limits_of_the_machine_are_measured_and_leave_no_file(tmp_path):

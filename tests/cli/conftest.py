@@ -36,11 +36,12 @@ def edgekv(data_dir):
     }
     started = []
 
-    def call(*args, stdin="", start=False, env=None, **engine_options):
+    def call(*args, stdin="", start=False, terminal=None, env=None, **engine_options):
         command = [sys.executable, "-c", DRIVER.replace("{options}", repr(engine_options)), *args]
         if start:
-            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            process = subprocess.Popen(command, env=environ | (env or {}), text=True, **pipes)
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), terminal or subprocess.PIPE)
+            own = {"start_new_session": True} if terminal else {}
+            process = subprocess.Popen(command, env=environ | (env or {}), text=True, **pipes, **own)
             started.append(process)
             return process
         return subprocess.run(

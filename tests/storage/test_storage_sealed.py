@@ -416,3 +416,20 @@ def test_leaf_keys_of_a_store_are_the_conversations(data_dir):
         assert whole == model.keys
         assert store.leaf_keys(SEQUENCE, b"exact", model.ids[16:], whole[0]) == whole[1:]
         assert not set(store.leaf_keys(OTHER, b"exact", model.ids)) & set(whole)
+
+
+def test_memory_that_changed_under_a_read_costs_no_leaf(data_dir):
+    """Guards a good leaf: two reads into the same memory made one of them look damaged, for good."""
+    model = _filled(data_dir, 8)
+    with open_store(data_dir) as store:
+        places = model.find(store)
+        out = memoryview(mmap.mmap(-1, 8 * LEAF))
+        for _ in range(20):
+            transfers = [store.read([LeafRead(places[0], 0, 8, out)]) for _ in range(8)]
+            assert all(transfer.wait(20) for transfer in transfers)
+        assert store.stats().damaged_leaves == 0
+        run = store._readers._resolve(0, LeafRead(places[0], 0, 8, out), TINY)
+        out[:] = bytes(len(out))
+        assert run.faulty() == list(range(8))
+        assert all(run.read_again(leaf) for leaf in range(8))
+        assert bytes(out) == b"".join(leaf_bytes_of(TINY, key, 0) for key in model.keys)
