@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, Self, Unpack
+
+import aiofiles
 
 from edgekv.errors import Cancelled, ConversationError
 from edgekv.events import Done
@@ -36,11 +39,16 @@ class AsyncRuntime:
         config: Config | None = None,
         config_path: Path | None = None,
         engine_factory: EngineFactory | None = None,
+        passphrase: Callable[[str], str] | str | None = None,
         **options: Unpack[Options],
     ) -> None:
         """Only remembers the arguments; the model is loaded by `async with`, off the event loop."""
         self._open: Callable[[], Runtime] = lambda: Runtime(
-            config=config, config_path=config_path, engine_factory=engine_factory, **options
+            config=config,
+            config_path=config_path,
+            engine_factory=engine_factory,
+            passphrase=passphrase,
+            **options,
         )
         self._runtime: Runtime | None = None
 
@@ -82,6 +90,24 @@ class AsyncRuntime:
         """See `Runtime.forget`."""
         await asyncio.to_thread(self.runtime.forget, name, private=private)
 
+    async def export_conversation(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Write a kept conversation as JSON lines into a new file, 0600. They are not encrypted."""
+        lines = await asyncio.to_thread(self.runtime.export_conversation, name)
+        try:
+            async with aiofiles.open(path, "x", encoding="utf-8", opener=_private) as file:
+                await file.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            raise ConversationError(f"cannot write {path}: {error.strerror}; choose a new file") from error
+
+    async def import_conversation(self, path: str | os.PathLike[str], name: str | None = None) -> str:
+        """Keep what was exported to `path`; returns the conversation's name."""
+        try:
+            async with aiofiles.open(path, encoding="utf-8") as file:
+                lines = [line async for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConversationError(f"cannot read {path}: {error}") from error
+        return await asyncio.to_thread(self.runtime.import_conversation, lines, name)
+
     def stats(self) -> Snapshot:
         """See `Runtime.stats`; it never waits."""
         return self.runtime.stats()
@@ -90,6 +116,10 @@ class AsyncRuntime:
         """Stop what runs, keep it, free the memory."""
         if self._runtime is not None:
             await asyncio.to_thread(self._runtime.close)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 class AsyncConversation:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
+from edgekv.conversation.exchange import export_lines, import_lines
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, translated
 from edgekv.conversation.unlock import Unlock
@@ -24,7 +25,7 @@ from edgekv.errors import ConversationError, StoreError
 from edgekv.stats import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from edgekv.config import Options
@@ -168,6 +169,18 @@ class Runtime:
             with self._lock:
                 self._conversations.pop(key, None)
                 self._forgetting.discard(key)
+
+    def export_conversation(self, name: str) -> list[str]:
+        """A kept conversation as JSON lines (not encrypted). ConversationError if there is none."""
+        self._worker.check_usable()
+        if self._library is None:
+            raise StoreError(f"no conversation can be read: {self.degraded or NOT_DURABLE}")
+        return list(export_lines(self._library, name))
+
+    def import_conversation(self, lines: Iterable[str], name: str | None = None) -> str:
+        """Keep what `export_conversation` gave, under its own or another name, which is returned."""
+        self._worker.check_usable()
+        return import_lines(self._writable_library(), lines, name)
 
     def stats(self) -> Snapshot:
         """What may be shown of this Runtime now (any thread, does not wait for the engine)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgekv import __version__
+from edgekv.cli import keep
 from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 app.add_typer(key_app)
+keep.add_to(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv.conversation.library import ConversationInfo
+    from edgekv_storage.backup import Copied
 
 ENCRYPTED = Unlock()
 
@@ -48,3 +49,19 @@ def forget_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> None:
     """Destroy conversation `name` of the data directory at `path`, key, KV and transcript, without a model."""
     with opened(path, unlock, is_writable=True) as library:
         library.forget(name)
+
+
+def back_up(path: Path, target: Path, *, with_kv: bool = False) -> Copied:
+    """Copy the data directory at `path` into the new folder `target`; see edgekv_storage.backup."""
+    from edgekv_storage import backup  # noqa: PLC0415  numpy comes with it
+
+    with translated():
+        return backup.back_up(path, target, with_kv=with_kv)
+
+
+def restore(source: Path, path: Path) -> Copied:
+    """Put a backup into the new data directory `path`."""
+    from edgekv_storage import backup  # noqa: PLC0415  numpy comes with it
+
+    with translated():
+        return backup.restore(source, path)

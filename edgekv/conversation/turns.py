@@ -83,6 +83,10 @@ class TurnTree:
             raise ConversationError(f"no turn has the id {turn_id}; see branches() and history()")
         return self._turns[turn_id]
 
+    def turns(self) -> list[Turn]:
+        """All turns of all branches, each behind its parent."""
+        return [self._turns[turn_id] for turn_id in sorted(self._turns)]
+
     def path(self, turn_id: int | None) -> list[Turn]:
         """The turns from the first to `turn_id`; empty for None."""
         path: list[Turn] = []

@@ -3,6 +3,7 @@
 Knows neither torch nor the runtime; see docs/format.md for the bytes.
 """
 
+from edgekv_storage import backup
 from edgekv_storage.check import Problem, check_segment
 from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
@@ -87,6 +88,7 @@ __all__ = [
     "WriteFailed",
     "WrongCode",
     "WrongPassphrase",
+    "backup",
     "check_segment",
     "choose_kind",
     "known_losses",

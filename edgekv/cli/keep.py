@@ -1,0 +1,119 @@
+"""Commands about what is kept: backup, restore, export and import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path  # noqa: TC003  typer reads it at run time
+from typing import Annotated
+
+import typer
+
+from edgekv.cli.options import Given, with_options
+from edgekv.cli.output import format_bytes, write_json
+from edgekv.cli.passphrase import asker
+from edgekv.conversation import kept
+from edgekv.conversation.exchange import export_lines, export_markdown, import_lines
+from edgekv.conversation.unlock import Unlock
+from edgekv.errors import ConfigError, ConversationError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
+ADVICE = {
+    "keyring": "its key is in this computer's keyring: elsewhere it needs the recovery code (`edgekv key export`)",
+    "passphrase": "it opens with the passphrase",
+    "file": "it holds its key file: keep it where only you can read it",
+    None: "it is not encrypted: keep it where only you can read it",
+}
+
+
+@with_options
+def backup(
+    given: Given,
+    target: Annotated[Path, typer.Argument(metavar="DEST", help="A new or empty folder.")],
+    kv: Annotated[bool, typer.Option("--kv", help="Copy the KV too (nothing may be running).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Copy conversations and their keys into a folder; they may be in use. KV can be computed again."""
+    copied = kept.back_up(given.config().data_dir, target, with_kv=kv)
+    notices = [*copied.notices, ADVICE[copied.protection]]
+    if as_json:
+        write_json({"backup": str(target), "bytes": copied.num_bytes, "notices": notices})
+        return
+    sys.stderr.write(f"backed up {format_bytes(copied.num_bytes)} to {target}\n")
+    for notice in notices:
+        sys.stderr.write(f"edgekv: {notice}\n")
+
+
+@with_options
+def restore(
+    given: Given,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder made by `edgekv backup`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup into an empty --data-dir. Nothing is ever overwritten."""
+    data_dir = given.config().data_dir
+    copied = kept.restore(source, data_dir)
+    if as_json:
+        write_json({"restored": str(data_dir), "bytes": copied.num_bytes})
+        return
+    then = "" if copied.protection != "keyring" else "; on another computer: `edgekv key recover`"
+    sys.stderr.write(f"restored {format_bytes(copied.num_bytes)} to {data_dir}{then}\n")
+
+
+@with_options
+def export(
+    given: Given,
+    name: Annotated[str, typer.Argument(help="The conversation.")],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="For reading; the current branch only.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATH", help="A new file, 0600.")] = None,
+) -> None:
+    """Write a conversation as JSON lines that `edgekv import` reads back. They are not encrypted."""
+    config = given.config()
+    kept.require_kept(config.data_dir, name, unlock := Unlock.of(config, asker()))
+    with kept.opened(config.data_dir, unlock) as library:
+        lines = list((export_markdown if markdown else export_lines)(library, name))
+    text = "".join(f"{line}\n" for line in lines)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        with os.fdopen(
+            os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+        ) as file:
+            file.write(text)
+    except OSError as error:
+        raise ConversationError(f"cannot write {out}: {error.strerror}; choose a new file") from error
+
+
+@with_options
+def import_(
+    given: Given,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines of `edgekv export`; - is stdin.")],
+    name: Annotated[str | None, typer.Option("--name", help="Another name than the file's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep a conversation that was exported."""
+    config = given.config()
+    try:
+        text = sys.stdin.read() if source == "-" else _read(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {source}: {error}") from error
+    with kept.opened(config.data_dir, Unlock.of(config, asker()), is_writable=True) as library:
+        name = import_lines(library, text.splitlines(), name)
+    if as_json:
+        write_json({"imported": name})
+    else:
+        sys.stderr.write(f"imported: {name}\n")
+
+
+def _read(source: str) -> str:
+    with open(source, encoding="utf-8") as file:  # noqa: PTH123  a name as it was typed
+        return file.read()
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands of `app`."""
+    for command, name in ((backup, "backup"), (restore, "restore"), (export, "export"), (import_, "import")):
+        app.command(name)(command)

@@ -1,0 +1,27 @@
+"""`edgekv backup`, `restore`, `export` and `import` as a person meets them."""
+
+import json
+
+
+def test_backup_restore_export_import(edgekv, data_dir, tmp_path):
+    """Guards the documented way: a backup restored elsewhere reads the same, a file out and in again too."""
+    edgekv("run", "hi", "-c", "trip")
+    done = edgekv("backup", str(tmp_path / "safe"))
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "holds its key file" in done.stderr
+    assert "nothing is overwritten" in edgekv("backup", str(tmp_path / "safe")).stderr
+    other = tmp_path / "other"
+    done = edgekv("restore", str(tmp_path / "safe"), "--data-dir", str(other), "--json")
+    assert json.loads(done.stdout)["restored"] == str(other)
+    exported = edgekv("export", "trip", "--data-dir", str(other)).stdout
+    assert [json.loads(line).get("user") for line in exported.splitlines()] == [None, "hi"]
+    assert edgekv("export", "trip", "--markdown").stdout.startswith("# trip\n")
+    done = edgekv("import", "-", "--name", "copy", "--json", stdin=exported)
+    assert json.loads(done.stdout) == {"imported": "copy"}
+    assert "trip" in edgekv("import", "-", stdin=exported).stderr, "the name is taken"
+    assert edgekv("export", "copy", "--out", str(tmp_path / "copy.jsonl")).returncode == 0
+    assert (tmp_path / "copy.jsonl").stat().st_mode & 0o777 == 0o600
+    refused = edgekv("export", "copy", "--out", str(tmp_path / "copy.jsonl"))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert edgekv("restore", str(tmp_path), "--data-dir", str(tmp_path / "new")).returncode == 1
+    assert not (tmp_path / "new").exists()
