@@ -12,15 +12,17 @@ from edgekv import __version__
 from edgekv.bench import decode as decoding
 from edgekv.bench import encryption as encrypting
 from edgekv.bench import fidelity as faithful
+from edgekv.bench import io as reading
 from edgekv.bench import opening
 from edgekv.bench import prefill as prefilling
 from edgekv.bench import resume as resuming
 from edgekv.bench import tiers as tiering
 from edgekv.bench import writes as writing
+from edgekv.bench.fio import HOW_TO_GET, find_fio
 from edgekv.bench.machine import measure_machine
 from edgekv.bench.peer import PEER, check_peer
 from edgekv.bench.report import Report
-from edgekv.bench.setting import Setting, scratch
+from edgekv.bench.setting import Setting, scratch, storage_errors
 from edgekv.bench.text import has_bindings
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import write_json
@@ -142,6 +144,31 @@ def writes(
     setting, machine = _begin(given, text, None)
     rows = writing.measure(setting, turns) + writing.measure_long(setting, long_tokens)
     _print("writes", setting, machine, rows, as_json=as_json)
+
+
+@app.command()
+@with_options
+def io(
+    given: Given,
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Two sizes, one depth: half a minute.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How fast leaves are read and extents appended, against fio on the same drive. About four minutes."""
+    config, fio = given.config(), find_fio()
+    if fio is None:
+        sys.stderr.write(HOW_TO_GET + "\n")
+    machine = measure_machine(config.data_dir, choose_device("cpu"))
+    peer = {"peer": f"{fio.version}, {fio.engine}, direct" if fio else None}
+    plan = reading.QUICK if quick else reading.Plan()
+    with storage_errors(), scratch(config.data_dir) as folder:
+        rows = reading.measure(folder, plan, fio, _progress)
+    _write("io", {**machine, **peer}, rows, as_json=as_json)
+
+
+def _progress(what: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"measuring: {what}\n")
 
 
 @app.command()

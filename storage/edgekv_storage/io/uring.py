@@ -6,6 +6,7 @@ job. A ring that cannot be had leaves everything to `PreadReader`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import logging
@@ -34,6 +35,7 @@ _MAX_BYTES = (
     16 << 20
 )  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
+_BACKLOG = 4  # landed and not verified: more would be cold by then, so the ring's thread helps
 _LONG_COPY = 64 << 10
 
 
@@ -157,8 +159,16 @@ class UringReader:
                 return
             if not is_sent:
                 time.sleep(_BUSY_SECONDS)
+            elif self._landed.qsize() > _BACKLOG:
+                self._help()
             elif not landed and not (self._staged and ring.room):
                 ring.wait()
+
+    def _help(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            item = self._landed.get_nowait()
+            assert item is not None, "put by this thread, later"
+            self._land(*item)
 
     def _finish(self) -> None:
         while (item := self._landed.get()) is not None:
