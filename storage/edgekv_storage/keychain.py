@@ -66,6 +66,7 @@ class KeyChain:
         self._wrapper = _wrapper(secret)
         self._lock = threading.RLock()
         self._open: dict[bytes, ConversationKey] = {}
+        self._rows: dict[bytes, Wrapped] | None = None  # all at once: a start asks for every conversation's
 
     @classmethod
     def open(
@@ -127,7 +128,7 @@ class KeyChain:
             known = self._open.get(sequence_id)
             if known is not None:
                 return known
-            row = self._table.row(sequence_id)
+            row = self._row(sequence_id)
             if row is None or row.wrapped is None:
                 return None
             key = self._unwrap(row)
@@ -147,14 +148,17 @@ class KeyChain:
             found = self.find(sequence_id)
             if found is not None:
                 return found
-            row = self._table.row(sequence_id)
+            row = self._row(sequence_id)
             if row is not None and row.wrapped is None:
                 raise NoSuchConversation("this conversation was forgotten: its key is destroyed")
             if row is not None:
                 raise KeysDamaged(_damaged(sequence_id))
             key = ConversationKey.generate()
-            self._table.add_key(_wrap(self._wrapper, sequence_id, key))
+            added = _wrap(self._wrapper, sequence_id, key)
+            self._table.add_key(added)
             self._open[sequence_id] = key
+            if self._rows is not None:
+                self._rows[sequence_id] = added
             return key
 
     def destroy(self, sequence_id: bytes) -> None:
@@ -165,6 +169,7 @@ class KeyChain:
         with self._lock:
             self._open.pop(sequence_id, None)
             self._table.destroy_key(sequence_id)
+            self._rows = None
 
     def destroyed(self) -> list[bytes]:
         """Sequences whose key is gone and whose data may be there still: delete it, then `finish`."""
@@ -172,7 +177,9 @@ class KeyChain:
 
     def finish(self, sequence_id: bytes) -> None:
         """Nothing of a destroyed sequence is left: its last trace goes."""
-        self._table.drop_key(sequence_id)
+        with self._lock:
+            self._table.drop_key(sequence_id)
+            self._rows = None
 
     # The master key
 
@@ -247,13 +254,20 @@ class KeyChain:
             wrapper = _wrapper(secret)
             rewrapped = [_wrap(wrapper, sequence_id, key) for sequence_id, key in keys]
             self._table.put_master(master, rewrapped, recovery_told)  # from here on the new one counts
-            self._master, self._secret, self._wrapper = master, secret, wrapper
+            self._master, self._secret, self._wrapper, self._rows = master, secret, wrapper, None
             self._tidy()
 
     def _tidy(self) -> None:
         """Remove secrets that are not in use: replaced ones, and those of attempts that were cut off."""
         if self.directory.is_writable:
             _remove_strays(self._table, self.directory.path, self._master.generation)
+
+    def _row(self, sequence_id: bytes) -> Wrapped | None:
+        """Only the lock's holder writes rows, so what it read stays true; a reader looks again."""
+        if self._rows is None:
+            self._rows = {row.sequence_id: row for row in self._table.rows()}
+        found = self._rows.get(sequence_id)
+        return found if found is not None or self.directory.is_writable else self._table.row(sequence_id)
 
     def _place(self) -> Place:
         return Place(self.directory.path, self._about.store_id, self._master.generation)
