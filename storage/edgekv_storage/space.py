@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgekv_storage.compaction import Compactor
 from edgekv_storage.errors import Unwritable
 from edgekv_storage.eviction import Piece, choose
-from edgekv_storage.losses import FLOOR, LOWERED, QUOTA
+from edgekv_storage.losses import LOWERED, QUOTA
 from edgekv_storage.outline import Outline
 
 if TYPE_CHECKING:
@@ -53,14 +53,15 @@ class Space:
 
         Returns the sequences that lost something; empty where nothing can go. Raises Unwritable.
         """
-        parts = self._parts
-        quota, live = parts.writers.quota_bytes, self._live_bytes
-        if live + num_bytes > quota:
-            roomy, tight, why = int(quota * 0.9) - num_bytes, quota - num_bytes - num_bytes // 32, QUOTA
-        else:
-            missing = num_bytes - parts.writers.free_bytes()
-            tight, why = live - max(missing, num_bytes), FLOOR
-            roomy = min(int(quota * 0.9), tight - live // 10)
+        writers, live = self._parts.writers, self._live_bytes
+        why, needed = writers.refused
+        needed = max(needed, num_bytes)
+        if why == QUOTA:
+            tight = writers.quota_bytes - needed
+            roomy = min(tight, int(writers.quota_bytes * 0.9) - needed)
+        else:  # of the drive we cannot take more than what we hold ourselves
+            tight = live - max(needed, needed - writers.free_bytes())
+            roomy = min(int(writers.quota_bytes * 0.9), tight - live // 10)
         return self.evict(roomy, keep, why) or self.evict(tight, keep, why)
 
     def evict(self, target_bytes: int, keep: Collection[bytes] = (), why: str = QUOTA) -> list[bytes]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgekv_storage.errors import DiskFull, QuotaExceeded, StoreOff, Unwritable, WriteFailed
 from edgekv_storage.files import NO_ROOM
 from edgekv_storage.format import PAGE, footer_bytes
+from edgekv_storage.losses import FLOOR, QUOTA
 from edgekv_storage.segment import GROW_BYTES, MAX_SEGMENT_BYTES, SegmentWriter
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Writers:
         self.floor_bytes = floor_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max(_MIN_SEGMENT_BYTES, quota_bytes // 16))
         self.off_reason: str | None = None
+        self.refused: tuple[str, int] = (QUOTA, 0)
+        """By which limit the last append that found no room was refused, and the bytes it needed."""
         self._directory = directory
         self._catalog = catalog
         self._open: OrderedDict[bytes, SegmentWriter] = OrderedDict()
@@ -188,12 +191,14 @@ class Writers:
     def _make_room(self, need: int, sequence_id: bytes) -> int:
         """Checks quota and floor; returns the preallocation step that both allow."""
         live = self._catalog.live_bytes
+        self.refused = (QUOTA, need)
         if live + need > self.quota_bytes:
             raise QuotaExceeded(
                 f"the disk limit of {self.quota_bytes / 1e9:.1f} GB is reached: raise --disk-budget or "
                 "forget a conversation"
             )
         free = self.free_bytes()
+        self.refused = (FLOOR, need)
         if free < need:
             raise DiskFull(
                 f"only {(free + self.floor_bytes) / 1e9:.1f} GB are free on the drive of {self._directory}, "
