@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekv.bench.report import Better, Row
     from edgekv.bench.setting import Setting
     from edgekv.cache.leaf import LeafShape
-    from edgekv_storage import Store
+    from edgekv_storage import Keys, Store
 
 TOKENS = 16_384
 EXTENT_TOKENS = 256  # of one append, as a prefill step or a long turn makes them
@@ -42,8 +42,8 @@ def _timed(action: Callable[[], int]) -> tuple[float, float]:
     return num_bytes / wall, processor / num_bytes * 1e9
 
 
-def _one_run(folder: Path, shape: LeafShape, tokens: int, *, encrypted: bool) -> dict[str, float]:
-    keys, leaves = MemoryKeys(), MadeUp(shape)
+def _one_run(folder: Path, shape: LeafShape, tokens: int, io: str, keys: Keys | None) -> dict[str, float]:
+    leaves = MadeUp(shape)
     cost: dict[str, float] = {}
 
     def write(store: Store) -> int:
@@ -52,9 +52,9 @@ def _one_run(folder: Path, shape: LeafShape, tokens: int, *, encrypted: bool) ->
         store.flush()
         return len(leaves.places) * shape.column_bytes
 
-    with open_store(folder, shape, encrypted=encrypted, keys=keys) as store:
+    with open_store(folder, shape, keys=keys, io=io) as store:
         cost["append"], cost["append_cpu"] = _timed(lambda: write(store))
-    with open_store(folder, shape, encrypted=encrypted, keys=keys) as store:
+    with open_store(folder, shape, keys=keys, io=io) as store:
         leaves.read(store, 1, len(leaves.places))  # threads are started, tables read
         for name, run, step in (("run", _RUN, _RUN), ("leaf", 1, 3)):
             drop_page_cache(folder)
@@ -67,7 +67,7 @@ def measure(setting: Setting, tokens: int, runs: int) -> list[Row]:
     """Appends of 256 tokens, reads of whole runs of them, reads of every third leaf alone."""
     shape = setting.shape
     with setting.scratch() as folder, storage_errors():
-        costs = _alternated(folder / "store", shape, tokens, runs)
+        costs = _alternated(folder / "store", shape, tokens, runs, setting.config.io)
     labels = Labels(context=tokens, attention=None, text=TEXT)
     rows = []
     for name, metric, size in (
@@ -87,11 +87,11 @@ def measure(setting: Setting, tokens: int, runs: int) -> list[Row]:
 
 
 def _alternated(
-    folder: Path, shape: LeafShape, tokens: int, runs: int
+    folder: Path, shape: LeafShape, tokens: int, runs: int, io: str
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     ours: list[dict[str, float]] = []
     plain: list[dict[str, float]] = []
     for _ in range(runs):
-        ours.append(_one_run(folder, shape, tokens, encrypted=True))
-        plain.append(_one_run(folder, shape, tokens, encrypted=False))
+        ours.append(_one_run(folder, shape, tokens, io, MemoryKeys()))
+        plain.append(_one_run(folder, shape, tokens, io, None))
     return ours, plain

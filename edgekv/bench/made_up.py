@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv.cache.leaf import LEAF_TOKENS
-from edgekv_storage import Layout, LeafRead, MemoryKeys, Store
+from edgekv_storage import Layout, LeafRead, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv.cache.leaf import LeafShape
-    from edgekv_storage import LeafPlace, Transfer
+    from edgekv_storage import Keys, LeafPlace, Transfer
 
 TEXT = "made-up leaves"
 SEQUENCE = b"bench-made-up-00"
@@ -25,15 +25,10 @@ _NAMESPACE = b"exact"
 _DISTINCT = 64  # columns of random bytes, written again and again
 
 
-def open_store(path: Path, shape: LeafShape, *, encrypted: bool, keys: MemoryKeys | None = None) -> Store:
-    """A store without limits for leaves of the shape; its keys end with the process unless given."""
+def open_store(path: Path, shape: LeafShape, *, keys: Keys | None, io: str = "auto") -> Store:
+    """A store without limits for leaves of the shape, encrypted where there are keys."""
     layout = Layout(shape.num_layers, shape.leaf_bytes, 0, b"made up".ljust(32))
-    unlimited = 1 << 62
-    if encrypted and keys is None:
-        keys = MemoryKeys()
-    return Store.open(
-        path, layout, quota_bytes=unlimited, free_floor_bytes=0, keys=keys if encrypted else None
-    )
+    return Store.open(path, layout, quota_bytes=1 << 62, free_floor_bytes=0, keys=keys, io=io)
 
 
 class MadeUp:

@@ -17,6 +17,7 @@ from edgekv.bench.made_up import TEXT, MadeUp, open_store
 from edgekv.bench.report import Labels
 from edgekv.bench.setting import generate, storage_errors
 from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv_storage import MemoryKeys
 
 if TYPE_CHECKING:
     from edgekv.bench.report import Row
@@ -75,7 +76,7 @@ def measure_long(setting: Setting, total: int) -> list[Row]:
     """The same ratio over `total` tokens, encrypted as by default and flushed after each turn; no model runs."""
     lengths, leaves = long_turns(total), MadeUp(setting.shape)
     with setting.scratch() as folder, storage_errors():
-        with open_store(folder / "store", setting.shape, encrypted=True) as store:
+        with open_store(folder / "store", setting.shape, keys=MemoryKeys()) as store:
             for length in lengths:
                 leaves.grow(store, length)
                 store.flush()

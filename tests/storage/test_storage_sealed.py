@@ -28,6 +28,7 @@ from storage_fixtures import (
 )
 
 from edgekv_storage import (
+    ConversationKey,
     DiskFull,
     LeafRead,
     MemoryKeys,
@@ -433,3 +434,27 @@ def test_memory_that_changed_under_a_read_costs_no_leaf(data_dir):
         assert run.faulty() == list(range(8))
         assert all(run.read_again(leaf) for leaf in range(8))
         assert bytes(out) == b"".join(leaf_bytes_of(TINY, key, 0) for key in model.keys)
+
+
+class _WrongSecret(FixedKeys):
+    """The right names of keys and other secrets: a keys.db of another directory, or a wrong unwrapping."""
+
+    @staticmethod
+    def need(sequence_id):
+        return ConversationKey(bytes(range(32)), FixedKeys.need(sequence_id).key_id)
+
+    find = need
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_another_secret_opens_nothing(data_dir, has_index):
+    """Guards the last line: whatever the headers say, with another secret no leaf is found and nothing breaks."""
+    model = _filled(data_dir, 3, 2)
+    if not has_index:
+        (data_dir / "index.db").unlink()
+    with open_store(data_dir, keys=_WrongSecret()) as store:
+        assert model.find(store) == []
+        keys = store.leaf_keys(SEQUENCE, b"exact", model.ids)
+        assert not set(keys) & set(model.keys)
+        store.append(SEQUENCE, keys, None, model.ids, [bytes(5 * LEAF * 3)])
+        assert len(store.lookup(SEQUENCE, keys, model.ids)) == 5
