@@ -38,11 +38,15 @@ class Flusher:
     def wrote(self, num_bytes: int) -> None:
         """Counts bytes that are not on the drive yet."""
         with self._changed:
+            was_clean = self._bytes == 0
             self._bytes += num_bytes
             if self._is_threaded and self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._run, name="edgekv-flush", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if (
+                was_clean or self._bytes >= FLUSH_BYTES
+            ):  # waking it at each append costs more than many an append
+                self._changed.notify()
 
     def close(self) -> None:
         """Stops the thread; what was written last is the caller's to flush."""

@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from edgekv_storage.io.disk import Disk
 
 GROW_BYTES = 4 << 20
+_START_BYTES = 1 << 20  # the drive works while the next extents are sealed
 MAX_SEGMENT_BYTES = 64 << 20  # then the sequence goes on in another file: dropping and copying stay cheap
 _GUESS = 2 * PAGE  # most records' tables fit in one read of this
 _SCRATCH_BYTES = 256 << 10  # encrypted and written at a time: fits the cache between the two
-_scratches = BufferPool(keep_bytes=4 * _SCRATCH_BYTES)
+_scratches = BufferPool(keep_bytes=4 << 20)  # of 1 MiB leaves too
 
 
 def segment_name(segment: int, random: int) -> str:
@@ -107,6 +108,7 @@ class SegmentWriter:
         self.segment = Segment(header, path, entries=[], seal=self._seal)
         self.bytes_written = 0
         self.allocated = 0
+        self._started = 0  # bytes on their way to the drive
         self._can_preallocate = True
         self.fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
@@ -142,6 +144,9 @@ class SegmentWriter:
         segment.num_records += 1
         segment.end = segment.file_bytes = entry.offset + entry.record_bytes
         self._is_spent = False
+        if segment.end - self._started >= _START_BYTES:
+            self.disk.start_sync(self.fd, self._started, segment.end - self._started)
+            self._started = segment.end
         return entry, builder.tables
 
     def _write(self, builder: RecordBuilder, entry: Entry) -> None:

@@ -15,14 +15,14 @@ def address(view: memoryview) -> int:
 def test_buffers_are_aligned_exact_and_used_again():
     """Guards direct reads against unaligned memory, and the pool against handing a block out twice."""
     pool = BufferPool()
-    for num_bytes in (0, 1, PAGE, 12_288 + 16, (1 << 20) + PAGE, (1 << 20) + PAGE + 1, 5 << 20):
+    for num_bytes in (0, 1, PAGE, 12_288 + 16, (1 << 20) + 2 * PAGE, (1 << 20) + 2 * PAGE + 1, 5 << 20):
         first, second = pool.take(num_bytes), pool.take(num_bytes)
         assert len(first) == len(second) == num_bytes
         assert first.obj is not second.obj
         assert not num_bytes or address(first) % PAGE == address(second) % PAGE == 0
         block = first.obj
         pool.give(first[: num_bytes // 2])
-        assert (pool.take(num_bytes).obj is block) == (num_bytes <= (1 << 20) + PAGE)
+        assert (pool.take(num_bytes).obj is block) == (num_bytes <= (1 << 20) + 2 * PAGE)
 
 
 def test_unused_buffers_are_kept_up_to_the_limit():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: blocks are reserved, the file's size stays what was written
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -89,6 +90,13 @@ class Disk(Protocol):
 
     def sync(self, fd: int) -> None:
         """Waits until the file's bytes are on the drive. After an error they may be gone: never ask again."""
+        ...
+
+    def start_sync(self, fd: int, offset: int, num_bytes: int) -> None:
+        """Sends bytes on their way to the drive and does not wait, so that `sync` has less to wait for.
+
+        Promises nothing and reports nothing: an error is `sync`'s to tell.
+        """
         ...
 
     def size(self, fd: int) -> int:
@@ -177,6 +185,9 @@ class OsDisk(Disk):
 
     def sync(self, fd: int) -> None:
         os.fdatasync(fd)
+
+    def start_sync(self, fd: int, offset: int, num_bytes: int) -> None:
+        _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(num_bytes), _START_WRITING)
 
     def size(self, fd: int) -> int:
         return os.fstat(fd).st_size
