@@ -92,12 +92,12 @@ class Compactor:
             if not catalog.dirty:
                 return False
             sequence_id = catalog.dirty.pop()
-            self._parts.indexing.load(sequence_id, layout)
             outline = self._outline(sequence_id)
             for segment in catalog.segments_of(sequence_id):
                 is_ours = segment.header.layout == layout and segment.seal is not None
                 if not (is_ours and segment.is_sealed) or outline.live_share(segment) >= MIN_LIVE:
                     continue
+                self._parts.indexing.load(sequence_id, layout)  # only now: others stay out of memory
                 catalog.dirty.add(sequence_id)  # there may be more
                 self._begin(segment, layout, outline)
                 return True

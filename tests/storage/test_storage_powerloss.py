@@ -19,7 +19,7 @@ def _run_many(seeds: range) -> int:
 @pytest.mark.timeout(0)
 def test_power_losses(campaign_size, pytestconfig):
     """Guards every order of writes: unsynced sectors kept, lost and torn; no wrong leaf, no nonce twice."""
-    losses = campaign_size("--power-losses", ci=300)
+    losses = campaign_size("--power-losses", ci=200)
     first = pytestconfig.getoption("--seed") * 1_000_000
     if losses <= 1000:
         found = _run_many(range(first, first + losses))
@@ -46,7 +46,7 @@ def test_the_simulation_finds_a_reader_that_believes(monkeypatch):
 @pytest.mark.timeout(0)
 def test_every_call_failing(campaign_size):
     """Guards every error path: any call failing with any error, once or for a while; the work goes on."""
-    steps = 18 if campaign_size("--power-losses", ci=0) == 0 else 80
+    steps = 14 if campaign_size("--power-losses", ci=0) == 0 else 80
     faults = powerloss.every_fault(powerloss.run_with_fault(3, None, steps=steps))
     assert len(faults) > 25 * steps
     for fault in faults:
