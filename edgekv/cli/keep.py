@@ -101,7 +101,9 @@ def import_(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {source}: {error}") from error
     with kept.opened(config.data_dir, Unlock.of(config, asker()), is_writable=True) as library:
-        name = import_lines(library, text.splitlines(), name)
+        name = import_lines(library, text.split("\n"), name)
+        for notice in library.keys.notices if library.keys is not None else ():
+            sys.stderr.write(f"edgekv: {notice}\n")
     if as_json:
         write_json({"imported": name})
     else:

@@ -192,7 +192,9 @@ class KeyTable:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         self._check_file()
-        mode = "rw" if self._is_writable else "ro"
+        # Who only looks may have to undo what a killed writer left half done: SQLite's own lock makes that safe.
+        is_cut_off = self.path.with_name(f"{NAME}-journal").exists() and os.access(self.path, os.W_OK)
+        mode = "rw" if self._is_writable or is_cut_off else "ro"
         try:
             uri = f"{self.path.absolute().as_uri()}?mode={mode}"
             db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10, check_same_thread=False)

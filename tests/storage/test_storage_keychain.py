@@ -23,6 +23,7 @@ from edgekv_storage.errors import (
     WrongPassphrase,
 )
 from edgekv_storage.keychain import KeyChain, look
+from edgekv_storage.keytable import Wrapped
 from edgekv_storage.recovery import decode_recovery, encode_recovery
 from edgekv_storage.unlocking import Unlocking
 
@@ -440,6 +441,26 @@ def test_a_reader_beside_the_owner_sees_new_keys_and_writes_none(directory, data
     assert reader.find(SEQUENCE).secret == key.secret
     with pytest.raises(Unwritable):
         reader.need(OTHER)
+
+
+def test_a_reader_after_a_writer_killed_in_its_commit(directory, data_dir):
+    """Guards `edgekv conversations` after kill -9: half a transaction is undone, not reported as damage."""
+    chain = KeyChain.open(directory)
+    secret = chain.need(SEQUENCE).secret
+    with chain._table._transaction() as db:
+        rows = [Wrapped(os.urandom(16), b"i" * 16, b"w" * 60) for _ in range(500)]
+        db.executemany("INSERT INTO keys VALUES (?,?,?)", rows)
+    pid = os.fork()
+    if pid == 0:
+        db = sqlite3.connect(data_dir / "keys.db", isolation_level=None)
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE keys SET wrapped = zeroblob(500)")
+        os._exit(9)
+    os.waitpid(pid, 0)
+    assert (data_dir / "keys.db-journal").stat().st_size > 0
+    reader = KeyChain.open(DataDir.open_read_only(data_dir))
+    assert reader.find(SEQUENCE).secret == secret
 
 
 def test_looking_needs_no_key_and_changes_nothing(directory, data_dir):
