@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv.config import Config
+    from edgekv_storage import ReaderChoice
 
 SUPPORTED_MACHINES = ("x86_64", "aarch64")
 GIB = 1 << 30
@@ -214,20 +215,39 @@ def _disk(config: Config) -> list[Finding]:
     Nothing is written: a data directory that is not there yet is judged by the model file if both lie on
     the same drive.
     """
-    from edgekv_storage import reader_name, reads_directly  # noqa: PLC0415  numpy comes with it
+    from edgekv_storage import choose_reader, reader_name, reads_directly  # noqa: PLC0415  numpy comes with it
 
     file = _file_on_drive(config)
-    use_direct = config.io != "buffered"
-    why = "asked for" if config.io != "auto" else "direct reads where the drive has them"
+    choice = choose_reader(config.io, config.data_dir)
     if file is None:
-        why += "; not tried: there is no file of 1 MiB on the data directory's drive yet"
+        why = f"{choice.why}; not tried: there is no file of 1 MiB on the data directory's drive yet"
         unknown = Finding("disk_read", "not measured", "no file of 1 MiB on the data directory's drive yet")
-        return [Finding("io", reader_name(use_direct=use_direct), why), unknown]
-    if use_direct and not reads_directly(file):
-        use_direct, why = False, f"the drive of {config.data_dir} refuses direct reads"
+        return [Finding("io", reader_name(choice.backend), why), unknown]
+    if choice.backend == "buffered":
+        return [Finding("io", reader_name("buffered"), choice.why), _disk_bandwidth(file, use_direct=False)]
+    if not reads_directly(file):
+        why = f"the drive of {config.data_dir} refuses direct reads"
+        return [Finding("io", reader_name("buffered"), why), _disk_bandwidth(file, use_direct=False)]
+    return _tried(choice, file)
+
+
+def _tried(choice: ReaderChoice, file: Path) -> list[Finding]:
+    from edgekv_storage import judge_trial, reader_name, try_readers  # noqa: PLC0415  as in _disk
+
+    trial = try_readers(file)
+    why, is_fine = choice.why, True
+    if choice.backend == "uring" and not trial.works:
+        why, is_fine = f"{why}, but it cannot be used: {trial.reason}", False
+    elif choice.is_unknown:
+        why += f" while a chat was open; now it was, and speaks for {reader_name(judge_trial(trial).backend)}"
+    uring = f"{trial.uring / 1e6:.0f} MB/s by io_uring" if trial.works else "io_uring cannot be used"
+    value = f"{uring}, {trial.pread / 1e6:.0f} MB/s by threads"
+    how = f"direct, random 256 KiB, 16 in flight: {file}"
+    if not trial.works:
+        how = f"{trial.reason}; {how}"
     return [
-        Finding("io", reader_name(use_direct=use_direct), why),
-        _disk_bandwidth(file, use_direct=use_direct),
+        Finding("io", reader_name(choice.backend), why, is_fine=is_fine),
+        Finding("disk_read", value, how),
     ]
 
 

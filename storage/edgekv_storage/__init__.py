@@ -30,8 +30,12 @@ from edgekv_storage.eviction import PrefillCost
 from edgekv_storage.figures import StoreStats
 from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
 from edgekv_storage.index import known_losses
-from edgekv_storage.io.choice import IO_CHOICES
-from edgekv_storage.io.pread import reader_name, reads_directly
+from edgekv_storage.io.choice import IO_CHOICES, reader_name
+from edgekv_storage.io.choice import Choice as ReaderChoice
+from edgekv_storage.io.choice import choose as choose_reader
+from edgekv_storage.io.choice import judge as judge_trial
+from edgekv_storage.io.pread import reads_directly
+from edgekv_storage.io.trial import try_file as try_readers
 from edgekv_storage.keychain import KeyChain, ProtectionInfo
 from edgekv_storage.keychain import look as look_at_protection
 from edgekv_storage.keys import leaf_keys
@@ -73,6 +77,7 @@ __all__ = [
     "Protection",
     "ProtectionInfo",
     "QuotaExceeded",
+    "ReaderChoice",
     "StorageError",
     "Store",
     "StoreClosed",
@@ -91,9 +96,12 @@ __all__ = [
     "backup",
     "check_segment",
     "choose_kind",
+    "choose_reader",
+    "judge_trial",
     "known_losses",
     "leaf_keys",
     "look_at_protection",
     "reader_name",
     "reads_directly",
+    "try_readers",
 ]

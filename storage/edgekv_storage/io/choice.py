@@ -42,6 +42,7 @@ class Choice:
     backend: str
     why: str
     trial: Trial | None = None
+    is_unknown: bool = False
 
 
 def choose(asked: str, data_dir: Path) -> Choice:
@@ -50,7 +51,7 @@ def choose(asked: str, data_dir: Path) -> Choice:
         return Choice(asked, "asked for")
     trial = recall(data_dir)
     if trial is None:
-        return Choice("pread", "auto: io_uring has not been tried on this drive yet")
+        return Choice("pread", "auto: io_uring was not tried on this drive yet", is_unknown=True)
     return judge(trial)
 
 
@@ -91,8 +92,13 @@ def open_reader(
     """
     require(asked, data_dir)
     choice = choose(asked, data_dir)
-    is_unknown = asked == "auto" and choice.trial is None
-    return make_reader(choice.backend, depth, notify), Decider(data_dir) if is_unknown and may_try else None
+    decider = Decider(data_dir) if choice.is_unknown and may_try else None
+    return make_reader(choice.backend, depth, notify), decider
+
+
+def reader_name(backend: str) -> str:
+    """What `doctor` shows of a reader with its usual depth, without making one."""
+    return make_reader(backend, None, lambda _message: None).name  # nothing starts before the first job
 
 
 def make_reader(backend: str, depth: int | None, notify: Callable[[str], None]) -> Reader:

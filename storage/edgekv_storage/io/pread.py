@@ -32,11 +32,6 @@ _log = logging.getLogger(__name__)
 NUM_THREADS = 16
 
 
-def reader_name(*, use_direct: bool, num_threads: int = NUM_THREADS) -> str:
-    """What `doctor` shows of a reader, made or not."""
-    return f"pread ({num_threads} threads, {'O_DIRECT' if use_direct else 'page cache'})"
-
-
 def reads_directly(path: Path) -> bool:
     """Whether direct reads of this file work; a file system may take the flag and refuse the read."""
     file = SegmentFile(path, use_direct=True)
@@ -68,7 +63,8 @@ class PreadReader:
     @property
     def name(self) -> str:
         """What `doctor` shows."""
-        return reader_name(use_direct=self.use_direct, num_threads=self._max_threads)
+        how = "O_DIRECT" if self.use_direct else "page cache"
+        return f"pread ({self._max_threads} threads, {how})"
 
     def submit(self, jobs: Sequence[ReadJob], priority: int) -> None:
         """Queues jobs and returns. Raises StoreClosed."""
