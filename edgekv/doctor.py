@@ -239,7 +239,7 @@ def _tried(choice: ReaderChoice, file: Path) -> list[Finding]:
     if choice.backend == "uring" and not trial.works:
         why, is_fine = f"{why}, but it cannot be used: {trial.reason}", False
     elif choice.is_unknown:
-        why += f" while a chat was open; now it was, and speaks for {reader_name(judge_trial(trial).backend)}"
+        why += f"; tried now, {reader_name(judge_trial(trial).backend)} would be chosen"
     uring = f"{trial.uring / 1e6:.0f} MB/s by io_uring" if trial.works else "io_uring cannot be used"
     value = f"{uring}, {trial.pread / 1e6:.0f} MB/s by threads"
     how = f"direct, random 256 KiB, 16 in flight: {file}"

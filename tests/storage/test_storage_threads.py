@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import threading
 
 import pytest
-from storage_fixtures import OTHER, SEQUENCE, TINY, Model, leaf_bytes_of, open_store
+from storage_fixtures import OTHER, PAGED, SEQUENCE, TINY, Model, leaf_bytes_of, open_store
 
 from edgekv_storage import LeafRead, StoreClosed
 
@@ -98,3 +99,49 @@ def test_higher_priority_goes_first(data_dir):
         threading.Event().wait(0.001)
     reader.close()
     assert order == ["first", "urgent", "later a", "later b"]
+
+
+def test_32_threads_with_random_cancels(data_dir):
+    """Guards queues, pooled memory and counters: each transfer ends once, with right bytes or a reason."""
+    model = Model(PAGED)
+    failures: list[str] = []
+    with open_store(data_dir, PAGED) as store:
+        model.append(store, 64)
+        store.flush()
+        places, keys, size = model.find(store), model.keys, PAGED.leaf_bytes
+        wanted = [leaf_bytes_of(PAGED, key, 1) for key in keys]
+
+        def read(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(30):
+                firsts = [rng.randrange(60) for _ in range(rng.randrange(1, 9))]
+                counts = [rng.randrange(1, 5) for _ in firsts]
+                arena = memoryview(mmap.mmap(-1, sum(counts) * size + 64))[rng.choice([0, 0, 7]) :]
+                ends = [sum(counts[: i + 1]) * size for i in range(len(counts))]
+                outs = [arena[end - n * size : end] for end, n in zip(ends, counts, strict=True)]
+                requests = [
+                    LeafRead(places[f], 1, n, o) for f, n, o in zip(firsts, counts, outs, strict=True)
+                ]
+                transfer = store.read(requests, priority=rng.randrange(3))
+                if rng.random() < 0.4:
+                    transfer.cancel()
+                if not transfer.wait(20):
+                    failures.append("a transfer hangs")
+                    return
+                missing = {(fault.request, fault.leaf) for fault in transfer.result}
+                if missing and {fault.reason for fault in transfer.result} != {"cancelled"}:
+                    failures.append(f"not cancelled: {transfer.result[0]}")
+                for i, (first, out) in enumerate(zip(firsts, outs, strict=True)):
+                    for leaf in range(counts[i]):
+                        got = bytes(out[leaf * size : (leaf + 1) * size])
+                        if (i, leaf) not in missing and got != wanted[first + leaf]:
+                            failures.append("a wrong leaf")
+
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert failures == []
+        assert store.stats().damaged_leaves == 0
+        assert store.check() == []
