@@ -1,26 +1,41 @@
-"""Walks a segment byte by byte, by docs/format.md alone: neither the index nor a running store is asked.
+"""`edgekv check`: a whole data directory, file by file, record by record, row by row; and what can be mended.
 
-Reads only. Slow on purpose: every checksum of every leaf is computed.
+Puts the readers of checksegment.py and checktexts.py together. Looking changes nothing and needs no lock.
+Mending never touches a transcript: it rebuilds the index, seals what a crash left open and moves segments
+with damage to quarantine/, whose KV is computed again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import os
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from edgekv_storage.checksegment import SegmentFound, check_segment_bytes
+from edgekv_storage.checktexts import (
+    ConversationFound,
+    check_database,
+    check_index,
+    check_meta,
+    check_transcripts,
+)
+from edgekv_storage.datadir import DataDir
+from edgekv_storage.errors import StorageError
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import PAGE, Malformed
 from edgekv_storage.io.disk import OS_DISK
-from edgekv_storage.sealing import PLAIN
-from edgekv_storage.segment import read_header, scan
+from edgekv_storage.transcripts import Transcripts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from edgekv_storage.crypt import Seal
-    from edgekv_storage.format import Entry
+    from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.record import RecordTables
+
+    Progress = Callable[[int, int], None]  # bytes checked, bytes in all
+
+_DATABASES = ("transcripts.db", "keys.db", "index.db")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,42 +47,147 @@ class Problem:
     reason: str
 
 
-def check_segment(
-    path: Path, *, end: int | None = None, disk: Disk = OS_DISK, seal: Seal = PLAIN
-) -> list[Problem]:
-    """Problems of one segment that `seal` opens.
+@dataclass(slots=True)
+class Checked:
+    """What a look at a data directory found. `names`: of conversations, by sequence id in hex."""
 
-    `end` is where an unsealed one should end (None: wherever it does).
-    """
-    file = SegmentFile(path, use_direct=False, disk=disk)
+    directory: str
+    segments: list[SegmentFound] = field(default_factory=list)
+    conversations: list[ConversationFound] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # no problem, and worth knowing
+    names: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON; docs/reliability.md describes it."""
+        return {
+            "directory": self.directory,
+            "is_clean": not self.problems,
+            "problems": [asdict(problem) for problem in self.problems],
+            "notes": self.notes,
+            "conversations": [{**asdict(c), "sequence_id": c.sequence_id.hex()} for c in self.conversations],
+            "segments": [self._segment(segment) for segment in self.segments],
+        }
+
+    def _segment(self, segment: SegmentFound) -> dict[str, object]:
+        sequence_id = segment.sequence_id.hex()
+        rows = [asdict(record) for record in segment.records]
+        shown = {k: v for k, v in asdict(segment).items() if k not in ("problems", "records")}
+        return {
+            **shown,
+            "sequence_id": sequence_id,
+            "conversation": self.names.get(sequence_id),
+            "records": rows,
+        }
+
+
+def check_segment(
+    path: Path, *, end: int | None = None, disk: Disk = OS_DISK, keys: Keys | None = None
+) -> list[Problem]:
+    """Problems of one segment; `end` is where an unsealed one should end (None: wherever it does)."""
     try:
-        header = read_header(file)
-        found = scan(file, header, seal)
-        problems = [Problem(path.name, at, reason) for at, reason in found.problems]
-        if end is not None and found.end < end:
-            problems.append(Problem(path.name, found.end, f"records end {end - found.end} bytes early"))
-        for _, entry, tables in found.records:
-            problems += [Problem(path.name, at, why) for at, why in _check_record(file, entry, tables, seal)]
-    except Malformed as reason:
-        return [Problem(path.name, 0, str(reason))]
+        found = _read_segment(path, disk, keys)
     except OSError as error:
         return [Problem(path.name, 0, f"cannot be read: {error.strerror}")]
-    size = file.num_bytes
-    if size % PAGE:
-        problems.append(Problem(path.name, size, "the file does not end on a page"))
+    problems = [Problem(path.name, at, reason) for at, reason in found.problems]
+    if end is not None and found.end < end and found.state not in ("foreign", "newer", "unreadable"):
+        problems.append(Problem(path.name, found.end, f"records end {end - found.end} bytes early"))
     return problems
 
 
-def _check_record(file: SegmentFile, entry: Entry, tables: RecordTables, seal: Seal) -> list[tuple[int, str]]:
-    problems = []
-    for place, section in enumerate(tables.sections):
-        data = file.read(section.num_bytes, entry.offset + section.offset)
-        if tables.open_section(seal, place, data) is None:
-            problems.append((entry.offset + section.offset, f"section {section.kind} is damaged"))
-    layers, leaf_bytes, _ = tables.header.layout_shape
-    for layer in range(layers):
-        for leaf in range(entry.num_leaves):
-            at = entry.offset + tables.kv_offset(layer, leaf)
-            if tables.open_leaf(seal, layer, leaf, file.read(leaf_bytes, at)) is None:
-                problems.append((at, f"leaf {leaf} of layer {layer} is damaged"))
-    return problems
+def _read_segment(path: Path, disk: Disk, keys: Keys | None) -> SegmentFound:
+    file = SegmentFile(path, use_direct=False, disk=disk)
+
+    def find_key(sequence_id: bytes) -> tuple[bytes, bytes] | None:
+        key = keys.find(sequence_id) if keys is not None else None
+        return None if key is None else (key.secret, key.key_id)
+
+    return check_segment_bytes(path.name, file.num_bytes, file.read, find_key)
+
+
+def check_directory(
+    directory: DataDir, keys: Keys | None, progress: Progress = lambda _done, _all: None
+) -> Checked:
+    """Looks at everything in a data directory. Raises StorageError where it cannot be looked at."""
+    path = directory.path
+    checked = Checked(str(path))
+    _check_texts(directory, keys, checked)
+    names = sorted(p.name for p in path.iterdir() if p.name.startswith("seg-") and p.name.endswith(".kv"))
+    total, done = sum(os.lstat(path / name).st_size for name in names), 0
+    for name in names:
+        _check_one(path / name, keys, checked)
+        with contextlib.suppress(OSError):
+            done += os.lstat(path / name).st_size
+        progress(done, total)
+    problems = check_index(path / "index.db", checked.segments)
+    checked.problems += [Problem("index.db", 0, reason) for reason in problems]
+    _note_the_rest(path, checked)
+    return checked
+
+
+def _check_texts(directory: DataDir, keys: Keys | None, checked: Checked) -> None:
+    path = directory.path
+    checked.problems += [Problem("meta.json", 0, reason) for reason in check_meta(path)]
+    for name in _DATABASES:
+        checked.problems += [Problem(name, 0, reason) for reason in check_database(path / name)]
+    if not (path / "transcripts.db").exists():
+        return
+    try:
+        with Transcripts.open(directory, keys) as transcripts:
+            checked.conversations, notices = check_transcripts(transcripts)
+    except StorageError as error:
+        checked.problems.append(Problem("transcripts.db", 0, str(error)))
+        return
+    checked.problems += [Problem("transcripts.db", 0, reason) for reason in notices]
+    for found in checked.conversations:
+        if found.name is not None:
+            checked.names[found.sequence_id.hex()] = found.name
+        if found.state != "good":
+            title = f"conversation {found.name!r}" if found.name is not None else f"conversation {found.id}"
+            checked.problems.append(Problem("transcripts.db", 0, f"{title}: {found.reason}"))
+
+
+def _check_one(path: Path, keys: Keys | None, checked: Checked) -> None:
+    try:
+        found = _read_segment(path, OS_DISK, keys)
+    except OSError as error:
+        checked.problems.append(Problem(path.name, 0, f"cannot be read: {error.strerror}"))
+        return
+    if keys is not None and not found.is_encrypted and found.state in ("good", "unsealed", "damaged"):
+        found.fail("damaged", "it is not encrypted, so anybody could have made it")
+    checked.segments.append(found)
+    checked.problems += [Problem(path.name, at, reason) for at, reason in found.problems]
+    if found.state == "unsealed":
+        checked.notes.append(f"{path.name} is not sealed: {found.reason}; the next start seals it")
+
+
+def _note_the_rest(path: Path, checked: Checked) -> None:
+    owner = DataDir.owner(path)
+    if owner is not None and owner != os.getpid():
+        checked.notes.append(f"process {owner} is using it: what it is writing may show as cut short")
+    quarantine = path / "quarantine"
+    if quarantine.is_dir() and (count := sum(1 for _ in quarantine.iterdir())):
+        checked.notes.append(f"{count} damaged file(s) lie in quarantine/; the next forget removes them")
+
+
+def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> list[str]:
+    """Mends what can be mended without touching a transcript; one line for each thing done.
+
+    Needs the lock. Raises StorageError, OSError.
+    """
+    from edgekv_storage.store import Store  # noqa: PLC0415  the store uses this module
+
+    directory.require_writable()
+    path, done = directory.path, []
+    for segment in checked.segments:
+        if segment.state == "damaged" or (segment.state == "unreadable" and keys is not None):
+            (path / "quarantine").mkdir(mode=0o700, exist_ok=True)
+            (path / segment.file).rename(path / "quarantine" / segment.file)
+            done.append(f"{segment.file} was moved to quarantine/; its leaves are computed again")
+    for suffix in ("", "-wal", "-shm"):
+        (path / f"index.db{suffix}").unlink(missing_ok=True)
+    with Store.open(directory, None, quota_bytes=1 << 62, free_floor_bytes=0, keys=keys) as store:
+        done += store.take_notices()
+        store.flush()
+    done.append("the index was rebuilt from the segments")
+    return done

@@ -349,10 +349,10 @@ class Store:
     def check(self) -> list[Problem]:
         """Reads every byte of every segment and verifies it; slow. Empty when all is well."""
         with self._catalog.lock:
-            segments = [(s, s.seal) for s in self._catalog.segments.values() if s.seal is not None]
+            segments = [s for s in self._catalog.segments.values() if s.seal is not None]
         problems: list[Problem] = []
-        for segment, seal in segments:
-            problems += check_segment(segment.path, end=segment.end, disk=self._disk, seal=seal)
+        for segment in segments:
+            problems += check_segment(segment.path, end=segment.end, disk=self._disk, keys=self._keys)
         return problems
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ class CountingKeys(FixedKeys):
 
 class _CountingKey:
     def __init__(self, key, used: set[tuple[bytes, int, int, int, int]]) -> None:
-        self.key_id, self.leaf_secret = key.key_id, key.leaf_secret
+        self.key_id, self.leaf_secret, self.secret = key.key_id, key.leaf_secret, key.secret
         self._key, self._used = key, used
 
     def segment_seal(self, segment: int, random: int) -> _CountingSeal:
