@@ -13,6 +13,7 @@ import typer
 
 from edgekv import __version__
 from edgekv.cli import keep
+from edgekv.cli.check import check
 from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 app.add_typer(key_app)
 keep.add_to(app)
+app.command()(check)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 

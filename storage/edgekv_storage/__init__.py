@@ -4,7 +4,7 @@ Knows neither torch nor the runtime; see docs/format.md for the bytes.
 """
 
 from edgekv_storage import backup
-from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.check import Checked, Problem, check_directory, check_segment, fix_directory
 from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
@@ -52,6 +52,7 @@ __all__ = [
     "KEY_BYTES",
     "LEAF_TOKENS",
     "PAGE",
+    "Checked",
     "ConversationKey",
     "ConversationRow",
     "DamagedConversation",
@@ -94,9 +95,11 @@ __all__ = [
     "WrongCode",
     "WrongPassphrase",
     "backup",
+    "check_directory",
     "check_segment",
     "choose_kind",
     "choose_reader",
+    "fix_directory",
     "judge_trial",
     "known_losses",
     "leaf_keys",

@@ -99,7 +99,10 @@ def _read_segment(path: Path, disk: Disk, keys: Keys | None) -> SegmentFound:
     file = SegmentFile(path, use_direct=False, disk=disk)
 
     def find_key(sequence_id: bytes) -> tuple[bytes, bytes] | None:
-        key = keys.find(sequence_id) if keys is not None else None
+        try:
+            key = keys.find(sequence_id) if keys is not None else None
+        except StorageError:  # keys.db is damaged, which is said once and not for each segment
+            key = None
         return None if key is None else (key.secret, key.key_id)
 
     return check_segment_bytes(path.name, file.num_bytes, file.read, find_key)

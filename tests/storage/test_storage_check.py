@@ -50,7 +50,7 @@ def test_a_good_directory_is_clean(data_dir):
     assert checked.problems == []
     (segment,) = checked.segments
     assert (segment.state, segment.is_sealed, segment.is_encrypted) == ("good", True, True)
-    assert [(r.number, r.num_leaves, r.state, r.offset) for r in segment.records][0] == (0, 3, "good", 4096)
+    assert next((r.number, r.num_leaves, r.state, r.offset) for r in segment.records) == (0, 3, "good", 4096)
     assert [r.num_leaves for r in segment.records] == [3, 2]
     assert segment.records[1].offset == 4096 + segment.records[0].num_bytes
     shown = checked.as_dict()
@@ -114,7 +114,7 @@ def test_what_a_kill_left_is_no_problem_and_sealed_by_fix(data_dir):
     assert [s.state for s in checked.segments] == ["unsealed"]
     assert checked.problems == []
     file.write_bytes(file.read_bytes()[:-4096])
-    checked, done = _check(path, fix=True)
+    checked, _done = _check(path, fix=True)
     assert [r.state for r in checked.segments[0].records] == ["good", "cut short"]
     assert len(checked.problems) == 1
     checked, _ = _check(path)

@@ -1,0 +1,110 @@
+"""`edgekv check`: what the checker found, for a terminal or a program. No logic.
+
+Exit status 0: clean; 1: problems; 2: it could not be checked (no such directory, in use, no key).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekv.checkup import check_up
+from edgekv.cli.options import Given, with_options
+from edgekv.cli.output import format_bytes, write_json
+from edgekv.cli.passphrase import asker
+from edgekv.conversation.unlock import Unlock
+from edgekv.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekv.checkup import Checkup
+    from edgekv_storage import Checked
+
+EXIT_PROBLEMS = 1
+EXIT_NOT_CHECKED = 2
+
+
+@with_options
+def check(
+    given: Given,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Rebuild the index, seal and set aside segments; never touches text."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")
+    ] = False,
+) -> None:
+    """Verify every byte that is kept: list every record, name what is damaged."""
+    config = given.config()
+    try:
+        checkup = check_up(config.data_dir, Unlock.of(config, asker()), fix=fix, progress=_show_progress())
+    except StoreError as error:
+        if as_json:
+            write_json({"error": {"type": type(error).__name__, "message": " ".join(str(error).split())}})
+        else:
+            sys.stderr.write(f"edgekv: {error}\n")
+        raise typer.Exit(EXIT_NOT_CHECKED) from error
+    if as_json:
+        left = checkup.left
+        fixed = {"fixed": checkup.done, "left": left.as_dict()["problems"]} if left is not None else {}
+        write_json({**checkup.found.as_dict(), **fixed, "is_clean": checkup.is_clean})
+    else:
+        _show(checkup)
+    raise typer.Exit(0 if checkup.is_clean else EXIT_PROBLEMS)
+
+
+def _show(checkup: Checkup) -> None:
+    found = checkup.found
+    for conversation in found.conversations:
+        name = (
+            conversation.name if conversation.name is not None else f"(number {conversation.id}, unreadable)"
+        )
+        sys.stdout.write(f"{conversation.state:<13} conversation {name}: {conversation.num_turns} turns\n")
+    _show_segments(found)
+    for note in found.notes:
+        sys.stdout.write(f"note: {note}\n")
+    for problem in found.problems:
+        sys.stdout.write(f"problem: {problem.file} at {problem.offset}: {problem.reason}\n")
+    for line in checkup.done:
+        sys.stdout.write(f"fixed: {line}\n")
+    for problem in checkup.left.problems if checkup.left is not None else []:
+        sys.stdout.write(f"left: {problem.file} at {problem.offset}: {problem.reason}\n")
+    records = sum(len(segment.records) for segment in found.segments)
+    total = format_bytes(sum(segment.num_bytes for segment in found.segments))
+    verdict = "clean" if checkup.is_clean else "problems were found"
+    sys.stdout.write(
+        f"{verdict}: {len(found.conversations)} conversations, {len(found.segments)} segments, {records} records, "
+        f"{total}\n"
+    )
+
+
+def _show_segments(found: Checked) -> None:
+    for segment in found.segments:
+        name = found.names.get(segment.sequence_id.hex(), segment.sequence_id.hex()[:8])
+        why = f" ({segment.reason})" if segment.reason else ""
+        sys.stdout.write(
+            f"{segment.state:<13} {segment.file}, {format_bytes(segment.num_bytes)}, of {name}{why}\n"
+        )
+        for record in segment.records:
+            why = f" ({record.reason})" if record.reason else ""
+            sys.stdout.write(
+                f"  {record.state:<13} record {record.number} at {record.offset}: {record.num_bytes} bytes, "
+                f"{record.num_leaves} leaves{why}\n"
+            )
+
+
+def _show_progress() -> Callable[[int, int], None]:
+    """Draws one line on a terminal, which is gone at the end."""
+    is_terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if is_terminal and total:
+            end = "\r\x1b[K" if done >= total else ""
+            sys.stderr.write(f"\rchecked {format_bytes(done)} of {format_bytes(total)}{end}")
+            sys.stderr.flush()
+
+    return show

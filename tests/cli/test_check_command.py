@@ -1,0 +1,25 @@
+"""`edgekv check`: its exit status, and the one JSON object."""
+
+import json
+import sqlite3
+
+
+def test_clean_damaged_and_not_checked(edgekv, data_dir):
+    """Guards scripts that rely on the exit status: 0 clean, 1 problems, 2 could not be checked."""
+    missing = edgekv("check", "--json")
+    assert missing.returncode == 2
+    assert json.loads(missing.stdout)["error"]["type"] == "StoreError"
+    assert edgekv("run", "hello", "-c", "a").returncode == 0
+    clean = edgekv("check", "--json")
+    assert clean.returncode == 0
+    assert [(c["name"], c["state"]) for c in json.loads(clean.stdout)["conversations"]] == [("a", "good")]
+    db = sqlite3.connect(data_dir / "transcripts.db")
+    db.execute("UPDATE turns SET created = created + 1 WHERE id = 1")
+    db.commit()
+    db.close()
+    damaged = edgekv("check")
+    assert damaged.returncode == 1
+    assert "problem: transcripts.db" in damaged.stdout
+    assert "turn 1" in damaged.stdout
+    fixed = json.loads(edgekv("check", "--fix", "--json").stdout)
+    assert (fixed["is_clean"], len(fixed["left"])) == (False, 1), "text is never mended by guessing"
