@@ -17,9 +17,17 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import stress_bridge
 
-from edgekv_storage import LEAF_TOKENS, DataDir, Layout, LeafPlace, LeafRead, Store
+from edgekv_storage import (
+    LEAF_TOKENS,
+    DataDir,
+    KeyChain,
+    Layout,
+    LeafPlace,
+    LeafRead,
+    Store,
+    Transcripts,
+)
 
 LAYOUT = Layout(num_layers=3, leaf_bytes=1024, dtype=1, fingerprint=b"t" * 32)
 NAMESPACE = b"exact"
@@ -37,18 +45,30 @@ class Home:
         self._io, self._quota_bytes = io, quota_bytes
         with ExitStack() as opening:
             self.directory = opening.enter_context(DataDir.open(path))
-            self.keys = stress_bridge.open_keys(self.directory)
-            self.transcripts = opening.enter_context(
-                stress_bridge.open_transcripts(self.directory, self.keys)
-            )
+            self.keys = KeyChain.open(self.directory, protection="file")
+            self.transcripts = opening.enter_context(Transcripts.open(self.directory, self.keys))
+            self._finish_forgetting()
             self.store = self._open_store()
             opening.callback(self.store.close)
             self._open = opening.pop_all()
 
     def _open_store(self) -> Store:
-        return stress_bridge.open_store(
-            self.directory, LAYOUT, self.keys, quota_bytes=self._quota_bytes, io=self._io
+        return Store.open(
+            self.directory,
+            LAYOUT,
+            quota_bytes=self._quota_bytes,
+            free_floor_bytes=0,
+            io=self._io,
+            keys=self.keys,
         )
+
+    def _finish_forgetting(self) -> None:
+        """As the program does before it asks the store for anything: a forget that was cut off is ended."""
+        for sequence_id in self.keys.destroyed():
+            with self._open_store() as store:
+                store.forget(sequence_id)
+            self.transcripts.delete_sequence(sequence_id)
+            self.keys.finish(sequence_id)
 
     def reopen_store(self) -> None:
         """Closes the store and opens it again."""
@@ -93,7 +113,7 @@ def _random_ids(name: bytes, num_leaves: int) -> np.ndarray:
 def chain_of(home: Home, sequence_id: bytes, number: int) -> Chain:
     """Needs the sequence's key, so it makes one."""
     ids = chain_ids(sequence_id, number)
-    return Chain(ids, stress_bridge.leaf_keys(home.store, LAYOUT, sequence_id, NAMESPACE, ids))
+    return Chain(ids, home.store.leaf_keys(sequence_id, NAMESPACE, ids))
 
 
 def leaf_content(ids: np.ndarray, leaf: int, layer: int) -> bytes:

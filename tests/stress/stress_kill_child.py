@@ -59,7 +59,6 @@ class Child:
         """Works until killed, or for so many steps."""
         try:
             with self.open_home() as home:
-                self.finish_forgetting(home)
                 self.tell("ready")
                 for _ in range(steps):
                     step = self.rng.choices(list(self.steps), list(self.steps.values()))[0]
@@ -67,11 +66,6 @@ class Child:
         except BaseException:
             self.tell("failed", trace=traceback.format_exc()[-3000:])
             raise
-
-    def finish_forgetting(self, home: Home) -> None:
-        """As the program does when it starts: a forget that was cut off is ended."""
-        for sequence_id in home.keys.destroyed():
-            self.forget(home, sequence_id)
 
     def pick(self, home: Home) -> ConversationRow:
         """One of the conversations, made where it is not there."""

@@ -106,9 +106,9 @@ class Campaign:
         seed = f"{self.seed}.{number}"
         at_call = self.shim.is_there and self.rng.random() < 0.5
         kinds = self.rng.choice((EVERYTHING, CHANGES, WRITE, SYNC))
-        nth = int(self.rng.expovariate(1 / (150 if kinds == EVERYTHING else 50))) + 1
+        nth = int(self.rng.expovariate(1 / (250 if kinds == EVERYTHING else 80))) + 1
         is_after = self.rng.random() < 0.5
-        delay = 0.5 if at_call else self.rng.expovariate(1 / 0.02)
+        delay = 0.5 if at_call else self.rng.expovariate(1 / 0.03)
 
         def work(fd: int) -> None:
             if self.shim.is_there:
@@ -189,7 +189,6 @@ def look_at(path: Path, gone: list[str]) -> dict[str, object]:
     good = 0
     conversations: dict[str, dict[str, str]] = {}
     with Home(path) as home:
-        Child(path, "look", os.open(os.devnull, os.O_WRONLY)).finish_forgetting(home)
         for row in home.transcripts.conversations():
             turns = home.transcripts.turns(row.id)
             conversations[row.sequence_id.hex()] = {str(t.id): t.blob.decode() for t in turns}

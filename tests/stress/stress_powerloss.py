@@ -62,7 +62,13 @@ class TextHome:
             self.directory = opening.enter_context(DataDir.open(path))
             self.keys = KeyChain.open(self.directory, protection="file")
             self.transcripts = opening.enter_context(Transcripts.open(self.directory, self.keys))
+            self._finish_forgetting()
             self._open = opening.pop_all()
+
+    def _finish_forgetting(self) -> None:
+        for sequence_id in self.keys.destroyed():
+            self.transcripts.delete_sequence(sequence_id)
+            self.keys.finish(sequence_id)
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +187,6 @@ def _examine(path: Path, files: dict[str, bytes], stories: Stories, number: int)
         (path / name).chmod(0o600)
     try:
         with TextHome(path) as home:
-            Writer(path, "look", _Mute()).finish_forgetting(home)  # type: ignore[arg-type]
             rows = home.transcripts.conversations()
             found = {
                 row.sequence_id.hex(): {str(t.id): t.blob.decode() for t in home.transcripts.turns(row.id)}
@@ -209,13 +214,6 @@ def _integrity(path: Path) -> list[str]:
     finally:
         db.close()
     return [] if answer == "ok" else [f"{path.name}: {answer}"]
-
-
-class _Mute:
-    """A shim that hears nothing."""
-
-    def mark(self, data: bytes) -> None:
-        """Nobody asks."""
 
 
 def share(base: Path, power_losses: int, seed: int, *, is_weakened: bool) -> Callable[[], dict[str, object]]:
