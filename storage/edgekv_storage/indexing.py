@@ -70,7 +70,8 @@ class Indexing:
                     )
                     break
                 self._notices.append(f"the index is rebuilt from the segments ({reason})")
-                self._disk.remove_database(self._path)
+                with contextlib.suppress(OSError):  # the second attempt tells
+                    self._disk.remove_database(self._path)
             else:
                 self._index = index
                 return rows

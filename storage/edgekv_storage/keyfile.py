@@ -66,6 +66,8 @@ def read(path: Path, place: Place) -> bytes:
                 "`edgekv key rotate`"
             )
         words = os.pread(fd, _MOST_FILE_BYTES, 0).decode("ascii", "replace").split()
+    except OSError as error:
+        raise KeyUnavailable(f"the key file {path} cannot be read: {error.strerror}") from error
     finally:
         os.close(fd)
     if len(words) != 3 or words[0] != _FILE_WORD:

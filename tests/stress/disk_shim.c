@@ -26,7 +26,7 @@ enum { OPEN = 1, READ = 2, WRITE = 4, RESIZE = 8, RESERVE = 16, SYNC = 32, NAME 
 enum { T_CREATE = 1, T_WRITE, T_TRUNCATE, T_SYNC, T_RENAME, T_UNLINK, T_MARK, T_OPEN };
 enum { MAX_FD = 65536 };
 
-static char root[PATH_MAX];
+static char root[PATH_MAX], only[64];
 static size_t root_len;
 static unsigned char watched[MAX_FD];
 static int trace_fd = -1;
@@ -43,6 +43,7 @@ void shim_watch(const char *directory) {
     root_len = strlen(directory);
     memcpy(root, directory, root_len + 1);
 }
+void shim_only(const char *part) { snprintf(only, sizeof only, "%s", part); } /* of a path; "": all */
 void shim_trace(int fd) { trace_fd = fd; }
 void shim_fail(int mask, long nth, int error, int sticky) { /* error 0: half of the bytes */
     fail_mask = mask, fail_at = nth, fail_errno = error, fail_sticky = sticky, fail_seen = 0, failed = 0;
@@ -74,7 +75,8 @@ void shim_mark(const char *bytes, long num_bytes) {
 }
 
 static int below(const char *path) {
-    return root_len && path && !strncmp(path, root, root_len) && (path[root_len] == '/' || !path[root_len]);
+    return root_len && path && !strncmp(path, root, root_len) && (path[root_len] == '/' || !path[root_len]) &&
+           (!only[0] || strstr(path + root_len, only));
 }
 static int is_watched(int fd) { return fd >= 0 && fd < MAX_FD && watched[fd]; }
 static void watch_fd(int fd, int on) {

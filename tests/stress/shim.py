@@ -50,9 +50,10 @@ class Shim:
         self._library = ctypes.CDLL(None)
         self.is_there = hasattr(self._library, "shim_watch")
 
-    def watch(self, directory: Path) -> None:
-        """Everything below applies to files below `directory`."""
+    def watch(self, directory: Path, only: str = "") -> None:
+        """Everything below applies to files below `directory`, opened from now on, with `only` in their path."""
         self._library.shim_watch(str(directory).encode())
+        self._library.shim_only(only.encode())
 
     def trace_to(self, fd: int) -> None:
         """Writes down changes; -1 ends that."""

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import mmap
 import os
+import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -178,8 +179,8 @@ def _read_chain(home: Home, chain: Chain, places: list[LeafPlace], served: Serve
             served.wrong += not is_good
 
 
-def memory_directory() -> Path:
-    """A new temporary directory, in memory where the machine has such a place."""
+def memory_directory(room_bytes: int = 1 << 29) -> Path:
+    """A new temporary directory, in memory where the machine has such a place with that much room."""
     shared = Path("/dev/shm")
-    is_usable = shared.is_dir() and os.access(shared, os.W_OK)
+    is_usable = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > room_bytes
     return Path(tempfile.mkdtemp(prefix="edgekv-stress-", dir=shared if is_usable else None))
