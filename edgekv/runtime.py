@@ -97,7 +97,7 @@ class Runtime:
         self.degraded = self.degraded or next(iter(trouble), None)
         if self.degraded is not None:
             self._worker.add_notice(f"nothing is kept on disk: {self.degraded}")
-        for notice in keys.notices if keys is not None else ():
+        for notice in self._library.notices if self._library is not None else ():
             self._worker.add_notice(notice)
         self._closer = weakref.finalize(self, _close_all, self._worker, self._library, self._data_dir)
 

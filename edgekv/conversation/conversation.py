@@ -186,15 +186,17 @@ class Conversation:
                 assert replaced is not None, "only an existing turn can be repeated"
                 text = replaced.user
             new, request = self._prepare(text, parent, config, submitted_at)
+            told: list[str] = []
             generation = Generation(
                 request,
-                lambda result: self._commit(new, config, result),
+                lambda result: self._commit(new, config, result, told),
                 timeout=config.timeout,
                 token=cancel,
             )
-            for message in self._executor.take_notices():
+            told += self._executor.take_notices()
+            for message in told:
                 generation.mailbox.put(Notice(message))
-            self._executor.submit(generation, lambda: self._keep(new, generation))
+            self._executor.submit(generation, lambda: self._keep(new, generation, told))
             self._active = generation
             stream = Stream(generation)
         generation.queued()
@@ -233,15 +235,16 @@ class Conversation:
         )
         return turn, request
 
-    def _keep(self, turn: Turn, generation: Generation) -> None:
+    def _keep(self, turn: Turn, generation: Generation, told: list[str]) -> None:
         """Add the turn to the tree and the journal; a refusing disk is reported, the chat goes on."""
         self._tree.put(turn)
         self._tree.head = turn.id
         message = self._save(turn.id)
         if message is not None:
+            told.append(message)
             generation.mailbox.put(Notice(message))
 
-    def _commit(self, turn: Turn, config: Config, result: Result) -> Result:
+    def _commit(self, turn: Turn, config: Config, result: Result, told: list[str]) -> Result:
         """Put the answer into the tree and the journal (engine thread); returns what the caller is told."""
         tokenizer = self._front.tokenizer
         ids = array("i", result.token_ids)
@@ -265,7 +268,7 @@ class Conversation:
                 )
             )
             message = self._save(turn.id)
-        notices = result.notices if message is None else (*result.notices, message)
+        notices = (*told, *result.notices, *(() if message is None else (message,)))
         return dataclasses.replace(result, finish_reason=reason, notices=notices)
 
     def _save(self, turn_id: int) -> str | None:

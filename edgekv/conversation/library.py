@@ -70,6 +70,11 @@ class Library:
                 raise
 
     @property
+    def notices(self) -> list[str]:
+        """What a person should know of keys and transcripts as they were found, one line each."""
+        return [*(self.keys.notices if self.keys is not None else ()), *self._transcripts.notices]
+
+    @property
     def is_writable(self) -> bool:
         """Whether this process owns the directory."""
         return self._data_dir.is_writable

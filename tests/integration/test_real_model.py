@@ -8,9 +8,12 @@ from edgekv import Runtime
 
 
 def test_private_conversation_leaves_no_bytes(data_dir):
-    """Guards `private`: no file holds the words or any KV; a kept conversation beside it does leave both."""
+    """Guards `private`: no file holds the words or any KV; a kept conversation beside it does leave both.
+
+    Without encryption, which would hide the words of either.
+    """
     word = "Quetzalcoatlus"
-    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4) as runtime:
+    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4, encryption="off") as runtime:
         runtime.conversation("secret", private=True).send(f"Remember {word}. " * 20)
         runtime.conversation("kept").send("Remember Lisbon. " * 20)
     files = [path for path in data_dir.rglob("*") if path.is_file()]
@@ -21,7 +24,7 @@ def test_private_conversation_leaves_no_bytes(data_dir):
 
 def test_forget_leaves_no_bytes(data_dir):
     """Guards forget: neither the words nor the KV of the conversation are in any file afterwards."""
-    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4) as runtime:
+    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4, encryption="off") as runtime:
         runtime.conversation("old").send("Remember Quetzalcoatlus. " * 20)
         runtime.forget("old")
     files = [path for path in data_dir.rglob("*") if path.is_file()]

@@ -222,3 +222,16 @@ def test_not_durable_touches_no_directory(open_runtime, data_dir):
     for read_only in (False, True):
         with pytest.raises(StoreError, match="keeps nothing"):
             runtime.conversation("a", read_only=read_only)
+
+
+def test_lost_changes_to_the_transcripts_are_told(open_runtime, data_dir):
+    """Guards acknowledged turns that a damaged journal hid: the next answer says that something is missing."""
+    runtime = open_runtime()
+    runtime.conversation("a").send("hello")
+    runtime.close()
+    db = sqlite3.connect(data_dir / "transcripts.db")
+    db.execute("DELETE FROM tally")
+    db.commit()
+    db.close()
+    notices = open_runtime().conversation("a").send("again").notices
+    assert any("transcripts.db is damaged" in notice for notice in notices), notices
