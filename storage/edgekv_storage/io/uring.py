@@ -35,6 +35,7 @@ _MAX_BYTES = (
     16 << 20
 )  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
+_NUM_FINISHERS = 4  # beside a thread busy with Python each waits 5 ms for its turn: they wait together
 _BACKLOG = 4  # landed and not verified: more would be cold by then, so the ring's thread helps
 _LONG_COPY = 64 << 10
 
@@ -129,8 +130,12 @@ class UringReader:
             return
         with self._lock:
             self._ring = ring
-        finisher = threading.Thread(target=self._finish, name="edgekv-verify", daemon=True)
-        finisher.start()
+        finishers = [
+            threading.Thread(target=self._finish, name="edgekv-verify", daemon=True)
+            for _ in range(_NUM_FINISHERS)
+        ]
+        for finisher in finishers:
+            finisher.start()
         try:
             self._serve(ring)
         except OSError as error:
@@ -138,8 +143,10 @@ class UringReader:
         except Exception as error:  # noqa: BLE001  a dead thread would hang every waiter
             _log.exception("the ring's thread failed on our side")
             self._give_up(ring, f"io_uring failed ({error})")
-        self._landed.put(None)
-        finisher.join()
+        for _ in finishers:
+            self._landed.put(None)
+        for finisher in finishers:
+            finisher.join()
         with self._lock:
             self._ring = None
         ring.close()
