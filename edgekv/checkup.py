@@ -1,7 +1,7 @@
 """`edgekv check`: opens a data directory for the storage package's checker, as far as it can be opened.
 
 Knows the lock, the keys and what to tell when either is not to be had; needs no model. The looking itself is
-edgekv_storage.check.
+edgekv_storage.check.check.
 """
 
 from __future__ import annotations

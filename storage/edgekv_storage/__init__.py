@@ -4,7 +4,7 @@ Knows neither torch nor the runtime; see docs/format.md for the bytes.
 """
 
 from edgekv_storage import backup
-from edgekv_storage.check import Checked, Problem, check_directory, check_segment, fix_directory
+from edgekv_storage.check.check import Checked, Problem, check_directory, check_segment, fix_directory
 from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import (
@@ -26,26 +26,26 @@ from edgekv_storage.errors import (
     WrongCode,
     WrongPassphrase,
 )
-from edgekv_storage.eviction import PrefillCost
-from edgekv_storage.figures import StoreStats
-from edgekv_storage.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
-from edgekv_storage.index import known_losses
 from edgekv_storage.io.choice import IO_CHOICES, reader_name
 from edgekv_storage.io.choice import Choice as ReaderChoice
 from edgekv_storage.io.choice import choose as choose_reader
 from edgekv_storage.io.choice import judge as judge_trial
 from edgekv_storage.io.pread import reads_directly
 from edgekv_storage.io.trial import try_file as try_readers
-from edgekv_storage.keychain import KeyChain, ProtectionInfo
-from edgekv_storage.keychain import look as look_at_protection
-from edgekv_storage.keys import leaf_keys
-from edgekv_storage.losses import Loss
-from edgekv_storage.protectors import choose_kind
-from edgekv_storage.rows import ConversationRow, TurnRow
-from edgekv_storage.store import Store
-from edgekv_storage.transcripts import DamagedConversation, DamagedTurn, Transcripts
-from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
-from edgekv_storage.unlocking import Protection, Unlocking
+from edgekv_storage.keychain.keychain import KeyChain, ProtectionInfo
+from edgekv_storage.keychain.keychain import look as look_at_protection
+from edgekv_storage.keychain.protectors import choose_kind
+from edgekv_storage.keychain.unlocking import Protection, Unlocking
+from edgekv_storage.segments.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
+from edgekv_storage.segments.keys import leaf_keys
+from edgekv_storage.space.eviction import PrefillCost
+from edgekv_storage.space.losses import Loss
+from edgekv_storage.store.figures import StoreStats
+from edgekv_storage.store.index import known_losses
+from edgekv_storage.store.store import Store
+from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, Transfer
+from edgekv_storage.transcripts.rows import ConversationRow, TurnRow
+from edgekv_storage.transcripts.transcripts import DamagedConversation, DamagedTurn, Transcripts
 
 __all__ = [
     "IO_CHOICES",

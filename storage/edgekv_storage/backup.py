@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import KeysDamaged, StorageError, TranscriptDamaged, UnknownFormat, Unwritable
 from edgekv_storage.files import open_private, sync_directory
-from edgekv_storage.keychain import look
+from edgekv_storage.keychain.keychain import look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

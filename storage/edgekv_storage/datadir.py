@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from edgekv_storage.errors import Locked, UnknownFormat, Unwritable
 from edgekv_storage.files import open_private, sync_directory
-from edgekv_storage.format import FORMAT
+from edgekv_storage.segments.format import FORMAT
 
 if TYPE_CHECKING:
     from pathlib import Path

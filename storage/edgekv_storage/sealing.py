@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekv_storage.crypt import PlainSeal
-from edgekv_storage.format import Malformed
+from edgekv_storage.segments.format import Malformed
 
 if TYPE_CHECKING:
     from edgekv_storage.crypt import Keys, Seal
-    from edgekv_storage.format import SegmentHeader
+    from edgekv_storage.segments.format import SegmentHeader
 
 PLAIN = PlainSeal()
 

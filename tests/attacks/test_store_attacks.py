@@ -15,8 +15,8 @@ from powerloss import Chat, open_simulated
 from storage_fixtures import ODD, OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
 from edgekv_storage import DiskFull, StorageError, Store, Unwritable
-from edgekv_storage.format import PAGE, SegmentHeader
 from edgekv_storage.io.faulty import Fault, FaultyDisk
+from edgekv_storage.segments.format import PAGE, SegmentHeader
 
 YEARS = 10 * 365 * 86_400
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keyring.backend
 
-from edgekv_storage.unlocking import Unlocking
+from edgekv_storage.keychain.unlocking import Unlocking
 
 SECRET = "correct horse battery staple"
 GIVEN = Unlocking(passphrase=SECRET)

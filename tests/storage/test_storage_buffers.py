@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from edgekv_storage.format import PAGE
 from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.segments.format import PAGE
 
 
 def address(view: memoryview) -> int:

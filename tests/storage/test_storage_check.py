@@ -9,7 +9,7 @@ from storage_fixtures import PAGED, SEQUENCE, TINY, Model, open_store, segments_
 
 import edgekv_storage
 from edgekv_storage import DataDir, KeyChain, Transcripts
-from edgekv_storage.check import check_directory, fix_directory
+from edgekv_storage.check.check import check_directory, fix_directory
 
 
 def _filled(path, *, is_closed=True):
@@ -40,7 +40,7 @@ def _check(path, *, fix=False):
 
 def test_it_shares_no_code_with_the_reader_it_checks():
     """Guards its independence: a mistake in the store's own reading must not be made again."""
-    source = Path(edgekv_storage.__file__).with_name("checksegment.py").read_text()
+    source = (Path(edgekv_storage.__file__).parent / "check" / "segmentfile.py").read_text()
     assert re.findall(r"edgekv_storage\.\w+", source) == []
 
 

@@ -171,7 +171,7 @@ def test_closing_in_the_middle_of_a_copy(data_dir):
 
 def test_an_idle_store_tidies_by_itself(data_dir, monkeypatch):
     """Guards the thread that does it: it has to notice that nothing is written any more."""
-    monkeypatch.setattr("edgekv_storage.flusher.FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr("edgekv_storage.store.flusher.FLUSH_SECONDS", 0.02)
     with open_store(data_dir) as store:
         _mostly_dead(store, 2)
         old = segments_in(data_dir)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from edgekv_storage.eviction import Piece, PrefillCost, choose
+from edgekv_storage.space.eviction import Piece, PrefillCost, choose
 
 HOUR = 3_600_000_000_000
 COST = PrefillCost()

@@ -12,7 +12,7 @@ import pytest
 from keychain_fixtures import GIVEN, SECRET, use_keyring
 from storage_fixtures import OTHER, SEQUENCE
 
-from edgekv_storage import DataDir, oskeyring, passphrase
+from edgekv_storage import DataDir
 from edgekv_storage.errors import (
     KeysDamaged,
     KeyUnavailable,
@@ -22,10 +22,11 @@ from edgekv_storage.errors import (
     WrongCode,
     WrongPassphrase,
 )
-from edgekv_storage.keychain import KeyChain, look
-from edgekv_storage.keytable import Wrapped
-from edgekv_storage.recovery import decode_recovery, encode_recovery
-from edgekv_storage.unlocking import Unlocking
+from edgekv_storage.keychain import oskeyring, passphrase
+from edgekv_storage.keychain.keychain import KeyChain, look
+from edgekv_storage.keychain.keytable import Wrapped
+from edgekv_storage.keychain.recovery import decode_recovery, encode_recovery
+from edgekv_storage.keychain.unlocking import Unlocking
 
 
 @pytest.fixture(autouse=True)

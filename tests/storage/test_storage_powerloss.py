@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import powerloss
 import pytest
 
-from edgekv_storage.leafjobs import LeafRun
+from edgekv_storage.store.leafjobs import LeafRun
 
 
 def _run_many(seeds: range) -> int:

@@ -10,7 +10,7 @@ import ctypes
 import errno
 from typing import TYPE_CHECKING
 
-from edgekv_storage.format import PAGE, round_up
+from edgekv_storage.segments.format import PAGE, round_up
 
 if TYPE_CHECKING:
     from edgekv_storage.files import SegmentFile

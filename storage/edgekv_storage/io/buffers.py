@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 
-from edgekv_storage.format import PAGE, round_up
+from edgekv_storage.segments.format import PAGE, round_up
 
 KEEP_BYTES = 20 << 20  # a megabyte in fresh pages can cost 0.7 ms, as much as reading it
 _SIZES = tuple(size + 2 * PAGE for size in (16 << 10, 64 << 10, 256 << 10, 1 << 20))  # with padding and a tag

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StoreClosed
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import PAGE
 from edgekv_storage.io.blocking import read_job
 from edgekv_storage.io.buffers import POOL
+from edgekv_storage.segments.format import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

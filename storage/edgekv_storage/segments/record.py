@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv_storage.crypt import TAG_BYTES, PlainSeal, open_bytes, seal_bytes
-from edgekv_storage.format import (
+from edgekv_storage.segments.format import (
     IDS_BYTES,
     KEY_BYTES,
     LEAF_TOKENS,

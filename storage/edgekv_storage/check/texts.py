@@ -16,8 +16,8 @@ from edgekv_storage.errors import StorageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekv_storage.checksegment import SegmentFound
-    from edgekv_storage.transcripts import Transcripts
+    from edgekv_storage.check.segmentfile import SegmentFound
+    from edgekv_storage.transcripts.transcripts import Transcripts
 
 
 @dataclass(slots=True)

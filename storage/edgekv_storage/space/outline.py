@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekv_storage.eviction import Piece
-from edgekv_storage.format import LEAF_TOKENS, NO_PARENT
-from edgekv_storage.transfer import LeafPlace
+from edgekv_storage.segments.format import LEAF_TOKENS, NO_PARENT
+from edgekv_storage.space.eviction import Piece
+from edgekv_storage.store.transfer import LeafPlace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from edgekv_storage.eviction import PrefillCost
-    from edgekv_storage.index import RecordRow
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.space.eviction import PrefillCost
+    from edgekv_storage.store.index import RecordRow
 
 
 @dataclass(frozen=True, slots=True)

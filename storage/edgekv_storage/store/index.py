@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from edgekv_storage.format import KEY_BYTES, Entry
 from edgekv_storage.io.disk import OS_DISK
-from edgekv_storage.losses import Loss
+from edgekv_storage.segments.format import KEY_BYTES, Entry
+from edgekv_storage.space.losses import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,22 +11,22 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv_storage.catalog import Known, Moved
 from edgekv_storage.errors import StorageError
-from edgekv_storage.format import NO_PARENT
-from edgekv_storage.index import RecordRow
-from edgekv_storage.outline import LeafRange
-from edgekv_storage.record import Extent
-from edgekv_storage.transfer import LeafPlace, LeafRead
+from edgekv_storage.segments.format import NO_PARENT
+from edgekv_storage.segments.record import Extent
+from edgekv_storage.space.outline import LeafRange
+from edgekv_storage.store.catalog import Known, Moved
+from edgekv_storage.store.index import RecordRow
+from edgekv_storage.store.transfer import LeafPlace, LeafRead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekv_storage.format import Layout
-    from edgekv_storage.outline import Outline
-    from edgekv_storage.parts import Parts
-    from edgekv_storage.record import RecordTables
-    from edgekv_storage.segment import Segment, SegmentWriter
+    from edgekv_storage.segments.format import Layout
+    from edgekv_storage.segments.record import RecordTables
+    from edgekv_storage.segments.segment import Segment, SegmentWriter
+    from edgekv_storage.space.outline import Outline
+    from edgekv_storage.store.parts import Parts
 
 MIN_LIVE = 0.25  # below it, copying the rest costs less than a third of what it frees
 _COPY_BYTES = 16 << 20  # of one step

@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from edgekv_storage.catalog import Catalog, Known
-from edgekv_storage.check import Problem, check_segment
+from edgekv_storage.check.check import Problem, check_segment
 from edgekv_storage.crypt import NO_LEAF_SECRET
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
-from edgekv_storage.eviction import PrefillCost
-from edgekv_storage.figures import StoreStats
-from edgekv_storage.flusher import Flusher
-from edgekv_storage.format import LEAF_TOKENS, NO_PARENT, Layout
-from edgekv_storage.index import RecordRow
-from edgekv_storage.indexing import Indexing
 from edgekv_storage.io.choice import IO_CHOICES, Decider, open_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
-from edgekv_storage.keys import leaf_keys
-from edgekv_storage.parts import Parts
-from edgekv_storage.readers import Readers
-from edgekv_storage.record import Extent
-from edgekv_storage.recover import find_segments
-from edgekv_storage.space import Space
-from edgekv_storage.writers import Writers, default_floor
+from edgekv_storage.segments.format import LEAF_TOKENS, NO_PARENT, Layout
+from edgekv_storage.segments.keys import leaf_keys
+from edgekv_storage.segments.record import Extent
+from edgekv_storage.segments.recover import find_segments
+from edgekv_storage.space.eviction import PrefillCost
+from edgekv_storage.space.space import Space
+from edgekv_storage.store.catalog import Catalog, Known
+from edgekv_storage.store.figures import StoreStats
+from edgekv_storage.store.flusher import Flusher
+from edgekv_storage.store.index import RecordRow
+from edgekv_storage.store.indexing import Indexing
+from edgekv_storage.store.parts import Parts
+from edgekv_storage.store.readers import Readers
+from edgekv_storage.store.writers import Writers, default_floor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.io.protocol import Reader
-    from edgekv_storage.losses import Loss
-    from edgekv_storage.transfer import LeafPlace, LeafRead, Transfer
+    from edgekv_storage.space.losses import Loss
+    from edgekv_storage.store.transfer import LeafPlace, LeafRead, Transfer
 
 
 class Store:

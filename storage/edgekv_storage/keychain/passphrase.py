@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from edgekv_storage.errors import KeysDamaged, KeyUnavailable, WrongPassphrase
-from edgekv_storage.recovery import MASTER_BYTES
+from edgekv_storage.keychain.recovery import MASTER_BYTES
 
 if TYPE_CHECKING:
-    from edgekv_storage.unlocking import Place, Unlocking
+    from edgekv_storage.keychain.unlocking import Place, Unlocking
 
 _NONCE_BYTES = 12
 _SALT_BYTES = 16

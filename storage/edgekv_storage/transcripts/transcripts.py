@@ -21,7 +21,7 @@ from edgekv_storage.errors import (
     StoreClosed,
     TranscriptDamaged,
 )
-from edgekv_storage.rows import (
+from edgekv_storage.transcripts.rows import (
     ConversationRow,
     RawConversation,
     RawTurn,
@@ -32,8 +32,8 @@ from edgekv_storage.rows import (
     seal_of,
     seal_turn,
 )
-from edgekv_storage.tally import Seen, find_losses, write_tally
-from edgekv_storage.transcriptfile import connect, translated
+from edgekv_storage.transcripts.tally import Seen, find_losses, write_tally
+from edgekv_storage.transcripts.transcriptfile import connect, translated
 
 if TYPE_CHECKING:
     import sqlite3

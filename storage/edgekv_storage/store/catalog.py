@@ -9,16 +9,16 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekv_storage.format import NO_PARENT
-from edgekv_storage.index import RecordRow
-from edgekv_storage.transfer import LeafPlace
+from edgekv_storage.segments.format import NO_PARENT
+from edgekv_storage.store.index import RecordRow
+from edgekv_storage.store.transfer import LeafPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from edgekv_storage.format import Entry
-    from edgekv_storage.record import RecordTables
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.format import Entry
+    from edgekv_storage.segments.record import RecordTables
+    from edgekv_storage.segments.segment import Segment
 
 
 @dataclass(slots=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import KeyUnavailable, WrongCode
 from edgekv_storage.files import open_private, sync_directory
-from edgekv_storage.recovery import decode_recovery, encode_recovery
-from edgekv_storage.unlocking import RECOVER
+from edgekv_storage.keychain.recovery import decode_recovery, encode_recovery
+from edgekv_storage.keychain.unlocking import RECOVER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekv_storage.unlocking import Place, Unlocking
+    from edgekv_storage.keychain.unlocking import Place, Unlocking
 
 _MOST_FILE_BYTES = 4096
 _FILE_WORD = "edgekv-master-key"

@@ -17,7 +17,7 @@ from edgekv_storage.errors import (
     Unwritable,
 )
 from edgekv_storage.files import open_private, sync_directory
-from edgekv_storage.tally import SCHEMA as TALLY
+from edgekv_storage.transcripts.tally import SCHEMA as TALLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekv_storage.compaction import Compactor
 from edgekv_storage.errors import Unwritable
-from edgekv_storage.eviction import Piece, choose
-from edgekv_storage.losses import LOWERED, QUOTA
-from edgekv_storage.outline import Outline
+from edgekv_storage.space.compaction import Compactor
+from edgekv_storage.space.eviction import Piece, choose
+from edgekv_storage.space.losses import LOWERED, QUOTA
+from edgekv_storage.space.outline import Outline
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from edgekv_storage.eviction import PrefillCost
-    from edgekv_storage.index import RecordRow
-    from edgekv_storage.parts import Parts
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.space.eviction import PrefillCost
+    from edgekv_storage.store.index import RecordRow
+    from edgekv_storage.store.parts import Parts
 
 
 class Space:

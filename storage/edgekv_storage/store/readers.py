@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekv_storage.leafjobs import LeafJob, LeafRun, plan
-from edgekv_storage.reading import FileCache, TablesRead
-from edgekv_storage.transfer import LeafFault, LeafPlace, LeafRead, Transfer
+from edgekv_storage.store.leafjobs import LeafJob, LeafRun, plan
+from edgekv_storage.store.reading import FileCache, TablesRead
+from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, Transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekv_storage.catalog import Catalog
-    from edgekv_storage.format import Layout
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.io.protocol import Reader
+    from edgekv_storage.segments.format import Layout
+    from edgekv_storage.store.catalog import Catalog
 
 _TABLES_FIRST = -1  # without them nothing else can be asked for
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import DiskFull, QuotaExceeded, StoreOff, Unwritable, WriteFailed
 from edgekv_storage.files import NO_ROOM
-from edgekv_storage.format import PAGE, footer_bytes
-from edgekv_storage.losses import FLOOR, QUOTA
-from edgekv_storage.segment import GROW_BYTES, MAX_SEGMENT_BYTES, SegmentWriter
+from edgekv_storage.segments.format import PAGE, footer_bytes
+from edgekv_storage.segments.segment import GROW_BYTES, MAX_SEGMENT_BYTES, SegmentWriter
+from edgekv_storage.space.losses import FLOOR, QUOTA
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekv_storage.catalog import Catalog
     from edgekv_storage.crypt import Keys
-    from edgekv_storage.format import Entry, Layout
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.record import Extent, RecordTables
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.format import Entry, Layout
+    from edgekv_storage.segments.record import Extent, RecordTables
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.store.catalog import Catalog
 
 _MAX_OPEN = 16
 _MIN_SEGMENT_BYTES = 256 << 10  # a small quota needs small segments: eviction takes whole ones

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv_storage.crypt import NO_LEAF_SECRET, SECRET_BYTES
-from edgekv_storage.format import IDS_BYTES, KEY_BYTES, LEAF_TOKENS, NO_PARENT
+from edgekv_storage.segments.format import IDS_BYTES, KEY_BYTES, LEAF_TOKENS, NO_PARENT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

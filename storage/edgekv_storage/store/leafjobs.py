@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekv_storage.crypt import TAG_BYTES, open_bytes
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.sealing import PLAIN
-from edgekv_storage.transfer import LeafFault
+from edgekv_storage.store.transfer import LeafFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgekv_storage.crypt import Seal
     from edgekv_storage.files import SegmentFile
-    from edgekv_storage.transfer import LeafPlace, Transfer
+    from edgekv_storage.store.transfer import LeafPlace, Transfer
 
 _log = logging.getLogger(__name__)
 _MERGE_BYTES = 1 << 20  # one read; more gains no bandwidth and costs parallelism

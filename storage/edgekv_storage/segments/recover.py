@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekv_storage.files import NO_ROOM, SegmentFile
-from edgekv_storage.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
-from edgekv_storage.index import RecordRow, SegmentRow
 from edgekv_storage.sealing import seal_of
-from edgekv_storage.segment import Segment, read_header, scan, segment_name, write_footer
+from edgekv_storage.segments.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
+from edgekv_storage.segments.segment import Segment, read_header, scan, segment_name, write_footer
+from edgekv_storage.store.index import RecordRow, SegmentRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.segment import Scan
+    from edgekv_storage.segments.segment import Scan
 
 _NAME = re.compile(r"seg-[0-9a-f]{16}-[0-9a-f]{16}\.kv")
 

@@ -10,15 +10,15 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from edgekv_storage import keyfile, oskeyring, passphrase
 from edgekv_storage.errors import KeysDamaged, KeyUnavailable, WrongCode
-from edgekv_storage.recovery import decode_recovery, encode_recovery
-from edgekv_storage.unlocking import RECOVER
+from edgekv_storage.keychain import keyfile, oskeyring, passphrase
+from edgekv_storage.keychain.recovery import decode_recovery, encode_recovery
+from edgekv_storage.keychain.unlocking import RECOVER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekv_storage.unlocking import Kind, Place, Protection, Unlocking
+    from edgekv_storage.keychain.unlocking import Kind, Place, Protection, Unlocking
 
 
 def choose_kind(protection: Protection, unlocking: Unlocking) -> Kind:

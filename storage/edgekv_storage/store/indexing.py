@@ -9,25 +9,25 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from edgekv_storage.catalog import Known
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import LEAF_TOKENS
-from edgekv_storage.index import Index, IndexBroken, RecordRow
-from edgekv_storage.losses import DAMAGE, Losses
-from edgekv_storage.recover import record_rows, segment_row
-from edgekv_storage.segment import scan
-from edgekv_storage.transfer import LeafPlace
+from edgekv_storage.segments.format import LEAF_TOKENS
+from edgekv_storage.segments.recover import record_rows, segment_row
+from edgekv_storage.segments.segment import scan
+from edgekv_storage.space.losses import DAMAGE, Losses
+from edgekv_storage.store.catalog import Known
+from edgekv_storage.store.index import Index, IndexBroken, RecordRow
+from edgekv_storage.store.transfer import LeafPlace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from pathlib import Path
 
-    from edgekv_storage.catalog import Catalog
-    from edgekv_storage.format import Layout
-    from edgekv_storage.index import SegmentRow
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.recover import Found
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.format import Layout
+    from edgekv_storage.segments.recover import Found
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.store.catalog import Catalog
+    from edgekv_storage.store.index import SegmentRow
 
 
 class Indexing:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from edgekv_storage.files import SegmentFile
-from edgekv_storage.format import RECORD_BYTES, Malformed, max_table_bytes
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.protocol import ReadJob
-from edgekv_storage.leafjobs import LOST
-from edgekv_storage.record import RecordTables, parse_tables
+from edgekv_storage.segments.format import RECORD_BYTES, Malformed, max_table_bytes
+from edgekv_storage.segments.record import RecordTables, parse_tables
+from edgekv_storage.store.leafjobs import LOST
 
 if TYPE_CHECKING:
-    from edgekv_storage.catalog import Known
     from edgekv_storage.crypt import Seal
-    from edgekv_storage.format import SegmentHeader
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.segment import Segment
+    from edgekv_storage.segments.format import SegmentHeader
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.store.catalog import Known
 
 _MAX_FILES = 128  # two descriptors each, well below the usual limit of 1,024
 

@@ -19,18 +19,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from edgekv_storage import protectors
 from edgekv_storage.crypt import SECRET_BYTES, ConversationKey
 from edgekv_storage.errors import KeysDamaged, KeyUnavailable, NoSuchConversation, Unwritable, WrongCode
-from edgekv_storage.keytable import KeyTable, Master, Wrapped
-from edgekv_storage.recovery import MASTER_BYTES, decode_recovery, encode_recovery
-from edgekv_storage.unlocking import KINDS, RECOVER, Place, Unlocking
+from edgekv_storage.keychain import protectors
+from edgekv_storage.keychain.keytable import KeyTable, Master, Wrapped
+from edgekv_storage.keychain.recovery import MASTER_BYTES, decode_recovery, encode_recovery
+from edgekv_storage.keychain.unlocking import KINDS, RECOVER, Place, Unlocking
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.datadir import DataDir
-    from edgekv_storage.unlocking import Kind, Protection
+    from edgekv_storage.keychain.unlocking import Kind, Protection
 
 _NONCE_BYTES = 12
 _WORDS = {"keyring": "the keyring", "passphrase": "a passphrase", "file": "a key file"}

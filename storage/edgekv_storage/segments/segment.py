@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.crypt import NO_KEY_ID, TAG_BYTES
 from edgekv_storage.files import write_all
-from edgekv_storage.format import (
+from edgekv_storage.io.buffers import BufferPool
+from edgekv_storage.sealing import PLAIN
+from edgekv_storage.segments.format import (
     FOOTER_MAGIC,
     PAGE,
     RECORD_BYTES,
@@ -29,17 +31,15 @@ from edgekv_storage.format import (
     round_up,
     unpack_footer,
 )
-from edgekv_storage.io.buffers import BufferPool
-from edgekv_storage.record import Extent, RecordBuilder, RecordTables, parse_header, parse_tables
-from edgekv_storage.sealing import PLAIN
+from edgekv_storage.segments.record import Extent, RecordBuilder, RecordTables, parse_header, parse_tables
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.crypt import ConversationKey, Seal
     from edgekv_storage.files import SegmentFile
-    from edgekv_storage.format import Layout
     from edgekv_storage.io.disk import Disk
+    from edgekv_storage.segments.format import Layout
 
 GROW_BYTES = 4 << 20
 _START_BYTES = 1 << 20  # the drive works while the next extents are sealed

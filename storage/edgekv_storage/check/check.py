@@ -1,6 +1,6 @@
 """`edgekv check`: a whole data directory, file by file, record by record, row by row; and what can be mended.
 
-Puts the readers of checksegment.py and checktexts.py together. Looking changes nothing and needs no lock.
+Puts the readers of segmentfile.py and texts.py together. Looking changes nothing and needs no lock.
 Mending never touches a transcript: it rebuilds the index, seals what a crash left open and moves segments
 with damage to quarantine/, whose KV is computed again.
 """
@@ -12,8 +12,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv_storage.checksegment import SegmentFound, check_segment_bytes
-from edgekv_storage.checktexts import (
+from edgekv_storage.check.segmentfile import SegmentFound, check_segment_bytes
+from edgekv_storage.check.texts import (
     ConversationFound,
     check_database,
     check_index,
@@ -24,7 +24,7 @@ from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.io.disk import OS_DISK
-from edgekv_storage.transcripts import Transcripts
+from edgekv_storage.transcripts.transcripts import Transcripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,7 @@ def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> li
 
     Needs the lock. Raises StorageError, OSError.
     """
-    from edgekv_storage.store import Store  # noqa: PLC0415  the store uses this module
+    from edgekv_storage.store.store import Store  # noqa: PLC0415  the store uses this module
 
     directory.require_writable()
     path, done = directory.path, []

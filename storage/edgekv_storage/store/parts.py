@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
-    from edgekv_storage.catalog import Catalog
-    from edgekv_storage.format import Layout
-    from edgekv_storage.indexing import Indexing
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.readers import Readers
-    from edgekv_storage.segment import Segment
-    from edgekv_storage.writers import Writers
+    from edgekv_storage.segments.format import Layout
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.store.catalog import Catalog
+    from edgekv_storage.store.indexing import Indexing
+    from edgekv_storage.store.readers import Readers
+    from edgekv_storage.store.writers import Writers
 
 
 @dataclass(frozen=True, slots=True)

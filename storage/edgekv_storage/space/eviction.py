@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv_storage.format import LEAF_TOKENS
+from edgekv_storage.segments.format import LEAF_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

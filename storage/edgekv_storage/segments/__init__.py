@@ -1,0 +1,1 @@
+"""Segment files: their bytes, the records in them, and what a crash leaves of them."""

@@ -1,0 +1,1 @@
+"""Quota and free space: what is given up, what is copied together, what is told about it."""

@@ -1,0 +1,1 @@
+"""What people wrote and were answered: transcripts.db."""
