@@ -15,7 +15,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from edgekv_storage import (
     Store,
     Transcripts,
 )
+
+if TYPE_CHECKING:
+    import random
 
 LAYOUT = Layout(num_layers=3, leaf_bytes=1024, dtype=1, fingerprint=b"t" * 32)
 NAMESPACE = b"exact"
@@ -75,6 +78,21 @@ class Home:
         """Closes the store and opens it again."""
         self.store.close()
         self.store = self._open_store()
+
+    def spoil(self, rng: random.Random) -> None:
+        """Marks most leaves of a sealed segment as damaged, so that there is something to compact."""
+        catalog = self.store._catalog
+        with catalog.lock:
+            sealed = [s for s in catalog.segments.values() if s.is_sealed and s.num_records]
+        if not sealed:
+            return
+        segment = rng.choice(sealed)
+        self.store._load(segment.header.sequence_id)
+        with catalog.lock:
+            rows = catalog.rows_of(segment) or []
+        keep = rng.choice((0, 1, 3))
+        leaves = [LeafPlace(row.segment, row.number, i) for row in rows for i in range(len(row.keys))]
+        self.store._on_damage(leaves[keep:])
 
     def notices(self) -> list[str]:
         """What the user would be told."""

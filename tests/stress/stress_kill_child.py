@@ -1,6 +1,6 @@
 """What a process does until it is killed: everything a store and its transcripts can be asked, at random.
 
-Tells before each step what it is about to do ("may") and after it what it was told is done ("did"). Knows
+Tells which step comes ("doing"), what it may change ("may") and what it was told is done ("did"). Knows
 nothing of what earlier processes were told: it goes on from what it finds.
 """
 
@@ -28,10 +28,11 @@ STEPS = {
     "flush": 2,
     "rename": 1,
     "evict": 1,
-    "compact": 1,
+    "compact": 3,
     "forget": 1,
     "reopen": 1,
     "read": 1,
+    "leave": 1,
 }
 
 
@@ -58,14 +59,23 @@ class Child:
     def run(self, steps: int = 100_000) -> None:
         """Works until killed, or for so many steps."""
         try:
-            with self.open_home() as home:
-                self.tell("ready")
-                for _ in range(steps):
-                    step = self.rng.choices(list(self.steps), list(self.steps.values()))[0]
-                    getattr(self, f"do_{step}")(home, self.pick(home))
+            while steps > 0:
+                with self.open_home() as home:
+                    self.tell("ready")
+                    steps -= self.work(home, steps)
         except BaseException:
             self.tell("failed", trace=traceback.format_exc()[-3000:])
             raise
+
+    def work(self, home: Home, steps: int) -> int:
+        """Steps until there were enough or everything is to be closed; how many."""
+        for number in range(1, steps + 1):
+            step = self.rng.choices(list(self.steps), list(self.steps.values()))[0]
+            self.tell("doing", step=step)
+            if step == "leave":
+                return number
+            getattr(self, f"do_{step}")(home, self.pick(home))
+        return steps
 
     def pick(self, home: Home) -> ConversationRow:
         """One of the conversations, made where it is not there."""
@@ -120,9 +130,11 @@ class Child:
         home.store.evict(self.rng.randrange(1, stress_home.QUOTA_BYTES), keep={row.sequence_id})
 
     def do_compact(self, home: Home, _: ConversationRow) -> None:
-        compact = getattr(home.store, "compact", None)
-        if compact is not None:
-            compact()
+        """Makes most of a sealed segment useless, as damage would, and tidies: a few steps, or to the end."""
+        home.spoil(self.rng)
+        for _ in range(self.rng.choice((2, 4, 100))):
+            if not home.store.tidy():
+                break
 
     def do_forget(self, home: Home, row: ConversationRow) -> None:
         self.forget(home, row.sequence_id)

@@ -44,7 +44,7 @@ class Report:
 
     kills: int = 0
     kills_at_calls: int = 0
-    kills_while_opening: int = 0
+    kills_in: dict[str, int] = field(default_factory=dict)  # by what the process was doing
     acknowledged_turns: int = 0
     good_leaves: int = 0
     forgotten: int = 0
@@ -123,16 +123,19 @@ class Campaign:
         told += drain(fd, time.monotonic() + 10)
         os.close(fd)
         self.report.kills_at_calls += at_call
-        self.report.kills_while_opening += b'"ready"' not in told
         return told.split(b"\n")[:-1]
 
     def learn(self, number: int, lines: list[bytes]) -> None:
+        doing = "open"
         for line in lines:
             told = json.loads(line)
-            if told["kind"] == "failed":
+            if told["kind"] in ("doing", "ready"):
+                doing = told.get("step", "first")
+            elif told["kind"] == "failed":
                 self.violation(number, told["trace"])
             elif told["kind"] in ("may", "did"):
                 self.stories.note(told)
+        self.report.kills_in[doing] = self.report.kills_in.get(doing, 0) + 1
 
     # Looking
 
@@ -216,9 +219,11 @@ def traces_of(home: Home, sequence_id: bytes) -> list[str]:
 def merged(reports: list[Report]) -> Report:
     """Sums; the longest time; at most 20 violations."""
     total = Report()
-    for name in ("kills", "kills_at_calls", "kills_while_opening", "acknowledged_turns", "good_leaves"):
+    for name in ("kills", "kills_at_calls", "acknowledged_turns", "good_leaves"):
         setattr(total, name, sum(getattr(r, name) for r in reports))
     total.forgotten, total.records = sum(r.forgotten for r in reports), sum(r.records for r in reports)
+    for step in sorted({step for r in reports for step in r.kills_in}):
+        total.kills_in[step] = sum(r.kills_in.get(step, 0) for r in reports)
     total.seconds = max(r.seconds for r in reports)
     total.violations = [line for r in reports for line in r.violations][:20]
     return total

@@ -13,5 +13,6 @@ def test_kills(campaign_size, run_campaign, seed):
     assert report["kills"] == kills
     assert report["acknowledged_turns"] > kills
     assert report["good_leaves"] > 10 * kills
-    assert report["kills_while_opening"] > kills / 20
+    assert report["kills_in"]["open"] > kills / 20
+    assert report["kills_in"]["compact"] > kills / 50
     assert report["records"] > kills / 2
