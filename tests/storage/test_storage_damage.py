@@ -89,6 +89,21 @@ def test_a_leaf_written_again_replaces_the_damaged_one(data_dir):
         assert model.read(store, model.find(store)) == (9, 0)
 
 
+def test_an_older_copy_stands_in_for_a_damaged_one(data_dir):
+    """Guards compaction cut off by a power loss: its torn copy hid the good source until the next start."""
+    model = _filled(data_dir, 3)
+    with open_store(data_dir) as store:
+        Model(TINY).append(store, 3)
+    first, second = segments_in(data_dir)
+    _flip(second, 4096 + 4096 + 1024 + 5)  # the second leaf
+    with open_store(data_dir) as store:
+        assert model.read(store, model.find(store)) == (8, 1)
+        assert [place.segment for place in model.find(store)] == [2, 1, 2]
+        assert model.read(store, model.find(store)) == (9, 0)
+        store._on_damage(model.find(store)[1:2])
+        assert len(model.find(store)) == 1
+
+
 @pytest.mark.parametrize("keep_index", [True, False])
 def test_files_cut_or_extended_at_any_boundary(data_dir, tmp_path, keep_index):
     """Guards truncation and junk behind the end: the good prefix is found and right."""

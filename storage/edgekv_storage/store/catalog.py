@@ -132,8 +132,9 @@ class Catalog:
         return places
 
     def mark_dead(self, places: Iterable[LeafPlace]) -> list[LeafPlace]:
-        """Makes leaves unfindable; returns those that were alive."""
+        """Makes leaves unfindable, or leads to an older copy where there is one; returns those that were alive."""
         killed = []
+        lost: dict[bytes, set[bytes]] = {}
         for place in places:
             known = self._records.get(place[:2])
             if place in self.dead or known is None:
@@ -146,7 +147,23 @@ class Catalog:
             key = known.keys[place.leaf]
             if leaves.get(key) == place:
                 del leaves[key]
+                lost.setdefault(sequence_id, set()).add(key)
+        for sequence_id, keys in lost.items():
+            self._fall_back(sequence_id, keys)
         return killed
+
+    def _fall_back(self, sequence_id: bytes, keys: set[bytes]) -> None:
+        """A power loss in mid-compaction may leave a torn copy and its source: the source is found again."""
+        leaves = self._leaves[sequence_id]
+        for segment in self.segments_of(sequence_id):
+            for number in range(segment.num_records):
+                known = self._records.get((segment.header.segment, number))
+                if known is None or keys.isdisjoint(known.keys):
+                    continue
+                for leaf, key in enumerate(known.keys):
+                    place = LeafPlace(segment.header.segment, number, leaf)
+                    if key in keys and place not in self.dead:
+                        leaves[key] = place
 
     def rows_of(self, segment: Segment) -> list[RecordRow] | None:
         """The records of a segment as far as they are known, None where they have to be read first."""
