@@ -6,6 +6,7 @@ Every operation has a plain torch fp32 form (`reference/`), a compiled CPU form 
 for CUDA (`triton/`). The form is chosen once per device kind and can be forced (`use`, `forced`).
 """
 
+from edgekv_kernels.abstracts import NODE_LEAVES, key_bytes, node_bytes, pack_keys, pack_nodes
 from edgekv_kernels.attention import attend_block, attend_leaves
 from edgekv_kernels.dispatch import describe, forced, use
 from edgekv_kernels.gating import swiglu
@@ -15,11 +16,13 @@ from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
 from edgekv_kernels.rope import rope_
+from edgekv_kernels.selection import leaf_bounds, node_bounds, score_leaves, score_nodes, select_leaves
 from edgekv_kernels.unpack import unpack4, unpack8
 from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 
 __all__ = [
     "LEAF_TOKENS",
+    "NODE_LEAVES",
     "Packed4",
     "Packed8",
     "Wide",
@@ -28,6 +31,8 @@ __all__ = [
     "attend_leaves",
     "describe",
     "forced",
+    "key_bytes",
+    "leaf_bounds",
     "make_wide",
     "matmul4",
     "matmul8",
@@ -35,8 +40,15 @@ __all__ = [
     "matmul_wide",
     "merge",
     "merge_",
+    "node_bounds",
+    "node_bytes",
+    "pack_keys",
+    "pack_nodes",
     "rms_norm",
     "rope_",
+    "score_leaves",
+    "score_nodes",
+    "select_leaves",
     "swiglu",
     "take_rows4",
     "take_rows8",

@@ -19,6 +19,7 @@ from edgekv_kernels.reference import attention as reference
 
 if TYPE_CHECKING:
     from edgekv_kernels.dispatch import Form
+    from edgekv_kernels.rope import Style
 
 FEW_QUERIES = 8  # up to here the float32 form is as fast as the bfloat16 one
 _VECTOR = 16  # the native forms take head dimensions that are multiples of this
@@ -33,11 +34,15 @@ def attend_leaves(
     scale: float,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
+    turns: torch.Tensor | None = None,
+    style: Style = "split",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of every query over the first `num_tokens` tokens of the listed leaves; no causal mask.
 
     q: float32 [T, Hq, D], heads contiguous (a slice of fused rows will do); Hq = G * Hkv, query head h reads
     kv head h // G. pool: bfloat16 [num_slots, 2, Hkv, 16, D] contiguous. slots: int32 [n] on the pool's device.
+    turns: None, or float32 [n, R], R <= D, R/2 cosines then R/2 sines: by how much the query is turned for that
+    leaf, on top of the rotation that its keys carry; pairs as in `rope_`.
     Returns out float32 [T, Hq, D] and lse float32 [T, Hq] (natural log); no tokens give out 0, lse -inf.
     """
     num_queries, _, dim = q.shape
@@ -46,24 +51,31 @@ def attend_leaves(
     assert leaf_tokens == LEAF_TOKENS, pool.shape
     assert dim == pool_dim, (pool.shape, q.shape)
     assert 0 <= num_tokens <= len(slots) * LEAF_TOKENS, (num_tokens, slots.shape)
+    if turns is not None:
+        assert len(turns) == len(slots), (turns.shape, slots.shape)
+        assert turns.shape[1] <= dim, (turns.shape, dim)
+        assert turns.is_contiguous()
     out, lse = _destination(q, num_kv_heads, out, lse)
     if num_tokens == 0 or num_queries == 0:
         out.zero_()
         lse.fill_(-torch.inf)
         return out, lse
     form = _form(dim, pool)
-    if form == "native":
+    if form == "native" and turns is not None:  # TMP
+        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
+    elif form == "native":
         job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse)
         if num_queries <= FEW_QUERIES:
             dispatch.native.attend(*job)
         elif dispatch.native.has_bf16():
             dispatch.native.attend_many(*job, 0)
         else:
-            dense.attend_leaves(q, pool, slots, num_tokens, scale, out, lse)
+            dense.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
     elif form == "triton":
-        dispatch.triton_form("attention").attend_leaves(q, pool, slots, num_tokens, scale, out, lse)
+        triton = dispatch.triton_form("attention")
+        triton.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
     else:
-        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse)
+        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
     return out, lse
 
 

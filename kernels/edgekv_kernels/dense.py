@@ -10,6 +10,7 @@ import torch
 
 from edgekv_kernels.kv import LEAF_TOKENS
 from edgekv_kernels.merging import merge_
+from edgekv_kernels.reference.turning import turned_back
 
 SEGMENT_TOKENS = 4096
 
@@ -22,8 +23,13 @@ def attend_leaves(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turns: torch.Tensor | None,
+    style: str,
 ) -> None:
-    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`; bfloat16 products."""
+    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`; bfloat16 products.
+
+    Where leaves have `turns` it is the gathered keys that are turned, back: one text serves all queries.
+    """
     num_queries, num_heads, dim = q.shape
     num_kv_heads = pool.shape[2]
     group = num_heads // num_kv_heads
@@ -34,6 +40,8 @@ def attend_leaves(
     lse.fill_(-torch.inf)
     for first in range(0, -(-num_tokens // LEAF_TOKENS), step):
         leaves = pool.index_select(0, slots[first : first + step])
+        if turns is not None:
+            leaves[:, 0] = turned_back(leaves[:, 0], turns[first : first + step], style)
         count = min(SEGMENT_TOKENS, num_tokens - first * LEAF_TOKENS)
         kv = leaves.permute(1, 2, 0, 3, 4).reshape(2, 1, num_kv_heads, -1, dim)[:, :, :, :count]
         part_out, part_lse = _flash(rows, kv[0], kv[1], scale, is_causal=False)

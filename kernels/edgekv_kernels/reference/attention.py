@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from edgekv_kernels.reference.turning import turned_back
+
 
 def _attend(
     q: torch.Tensor,
@@ -35,9 +37,14 @@ def attend_leaves(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turns: torch.Tensor | None,
+    style: str,
 ) -> None:
-    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`."""
+    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`; turned per leaf by `turns`."""
     leaves = pool[slots.long()]  # [n, 2, Hkv, 16, D]
+    if turns is not None:
+        leaves = leaves.float()
+        leaves[:, 0] = turned_back(leaves[:, 0], turns, style)
     kv = leaves.permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :num_tokens].float()
     _attend(q, kv[0], kv[1], scale, out, lse, causal=False)
 

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from edgekv_kernels.reference import attention as reference
 from edgekv_kernels.triton.merging import merge_
+from edgekv_kernels.triton.turning import turn_kind, turned_dims
 
 _LEAF = 16
 _RUN_LEAVES = 32  # leaves a program: 512 tokens, so that long contexts fill the device
@@ -37,9 +38,12 @@ def _attend(
     dim,
     q_stride,
     run_leaves,
+    turns,
+    half,
     LEAF: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
 ):
     t = tl.program_id(0)
     head = tl.program_id(1)
@@ -49,9 +53,13 @@ def _attend(
     row = tl.arange(0, LEAF)
     heads = kv_heads * group
     inside_q = (g[:, None] < group) & (d[None, :] < dim)
-    query = tl.load(
-        q + t * q_stride + (head * group + g[:, None]) * dim + d[None, :], mask=inside_q, other=0.0
-    )
+    at_q = q + t * q_stride + (head * group + g[:, None]) * dim
+    query = tl.load(at_q + d[None, :], mask=inside_q, other=0.0)
+    if TURN != 0:
+        turned, partner, pair, sign = turned_dims(d, half, TURN)
+        other_half = (
+            tl.load(at_q + partner[None, :], mask=inside_q & turned[None, :], other=0.0) * sign[None, :]
+        )
     top = tl.full((GROUP,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((GROUP,), dtype=tl.float32)
     result = tl.zeros((GROUP, BLOCK), dtype=tl.float32)
@@ -64,7 +72,13 @@ def _attend(
         at = pool + slot * 2 * plane + head * LEAF * dim + row[:, None] * dim + d[None, :]
         key = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(at + plane, mask=inside, other=0.0).to(tl.float32)
-        scores = tl.sum(query[:, None, :] * key[None, :, :], 2) * scale
+        if TURN != 0:
+            cos = tl.load(turns + leaf * 2 * half + pair, mask=turned, other=1.0)
+            sin = tl.load(turns + leaf * 2 * half + half + pair, mask=turned, other=0.0)
+            here = query * cos[None, :] + other_half * sin[None, :]
+            scores = tl.sum(here[:, None, :] * key[None, :, :], 2) * scale
+        else:
+            scores = tl.sum(query[:, None, :] * key[None, :, :], 2) * scale
         scores = tl.where(exists[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         shrink = tl.exp(top - new_top)
@@ -85,11 +99,13 @@ def attend_leaves(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turns: torch.Tensor | None,
+    style: str,
 ) -> None:
     """Queries [T, Hq, D] over the first `num_tokens` (at least one) tokens of the leaves in `slots`."""
     num_queries, num_heads, dim = q.shape
     if num_queries > _FEW:
-        _attend_in_segments(q, pool, slots, num_tokens, scale, out, lse)
+        _attend_in_segments(q, pool, slots, num_tokens, scale, out, lse, turns, style)
         return
     num_kv_heads = pool.shape[2]
     group = num_heads // num_kv_heads
@@ -110,9 +126,12 @@ def attend_leaves(
         dim,
         q.stride(0),
         _RUN_LEAVES,
+        q if turns is None else turns,
+        0 if turns is None else turns.shape[1] // 2,
         LEAF=_LEAF,
         GROUP=triton.next_power_of_2(group),
         BLOCK=triton.next_power_of_2(dim),
+        TURN=turn_kind(turns, style),
     )
     if num_runs > 1:
         merged = torch.logsumexp(run_lse, dim=0)
@@ -128,6 +147,8 @@ def _attend_in_segments(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turns: torch.Tensor | None,
+    style: str,
 ) -> None:
     """Many queries: plain torch over a few leaves at a time, so that the scores never outgrow a small scratch."""
     out.zero_()
@@ -136,5 +157,6 @@ def _attend_in_segments(
     for first in range(0, triton.cdiv(num_tokens, _LEAF), _SEGMENT_LEAVES):
         count = min(num_tokens - first * _LEAF, _SEGMENT_LEAVES * _LEAF)
         part = slots[first : first + _SEGMENT_LEAVES]
-        reference.attend_leaves(q, pool, part, count, scale, part_out, part_lse)
+        rotation = None if turns is None else turns[first : first + _SEGMENT_LEAVES]
+        reference.attend_leaves(q, pool, part, count, scale, part_out, part_lse, rotation, style)
         merge_(out, lse, part_out, part_lse)
