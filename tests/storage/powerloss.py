@@ -201,7 +201,7 @@ def _judge(disk: FaultyDisk, chats: list[Chat], keys, *, lies: bool, before: Fau
         found = [chat.verify(store) for chat in chats]
         for chat, leaves in zip(chats, found, strict=True):
             if not chat.flushed <= leaves:
-                leaves |= chat.verify(store)
+                leaves.update(chat.verify(store))
             assert lies or chat.flushed <= leaves, f"{len(chat.flushed - leaves)} flushed leaves are lost"
         problems = [p for p in store.check() if not _was_at_risk(p, before)]
         assert lies or problems == []

@@ -94,7 +94,7 @@ def test_an_older_copy_stands_in_for_a_damaged_one(data_dir):
     model = _filled(data_dir, 3)
     with open_store(data_dir) as store:
         Model(TINY).append(store, 3)
-    first, second = segments_in(data_dir)
+    second = segments_in(data_dir)[1]
     _flip(second, 4096 + 4096 + 1024 + 5)  # the second leaf
     with open_store(data_dir) as store:
         assert model.read(store, model.find(store)) == (8, 1)

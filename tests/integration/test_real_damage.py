@@ -1,0 +1,50 @@
+"""Damage on the drive under the bundled model: the same answer as without a cache, and the damage is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from edgekv.models.catalog import bundled_model
+
+pytestmark = pytest.mark.skipif(bundled_model() is None, reason="the bundled model is not installed")
+STORY = "The lighthouse keeper wrote down every ship that passed, its sails, its flag and its hour. "
+QUESTION = "Count to five."  # at each token of the answer the best one leads by far: rounding decides nothing
+
+
+def _ask(data_dir, text):
+    """One answer of the real program, in a process of its own."""
+    options = ["-c", "a", "--json", "--max-tokens", "16", "--temperature", "0", "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "edgekv", "run", text, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_flipped_bit_costs_leaves_and_not_the_answer(data_dir, tmp_path):
+    """Guards the whole way from a seal to the answer: damaged KV is found, counted, computed again, told once."""
+    _ask(data_dir, STORY * 20)
+    without = shutil.copytree(data_dir, tmp_path / "without")
+    (segment,) = without.glob("seg-*.kv")
+    segment.unlink()
+    expected = _ask(without, QUESTION)
+    assert expected["usage"]["reused_tokens"] == 0
+
+    (segment,) = data_dir.glob("seg-*.kv")
+    with segment.open("r+b") as file:
+        file.seek(segment.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 16]))
+    got = _ask(data_dir, QUESTION)
+    assert got["text"] == expected["text"]
+    assert got["cache"]["damaged_leaves"] >= 1
+    assert 0 < got["usage"]["reused_tokens"] < got["usage"]["prompt_tokens"]
+
+    again = _ask(data_dir, "And on to ten.")
+    assert again["cache"]["damaged_leaves"] == 0
+    assert again["usage"]["reused_tokens"] > got["usage"]["reused_tokens"]
