@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-STUCK_S = 120
+STUCK_S = 600
 LEAVES = 12
 
 
@@ -206,7 +206,8 @@ def run(base: Path, flips: int, seed: int) -> Report:
         at = rng.randrange(len(data))
         data[at] ^= 1 << rng.randrange(8)
         sample.write(name, bytes(data))
-        faulthandler.dump_traceback_later(STUCK_S, exit=True)
+        if number % 50 == 0:
+            faulthandler.dump_traceback_later(STUCK_S, exit=True)  # milliseconds a call
         outcome, broken = examine(sample)
         counts[kind_of(name)][outcome] += 1
         report.violations += [f"seed {seed} flip {number}, {name} byte {at}: {line}" for line in broken]
