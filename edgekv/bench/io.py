@@ -1,7 +1,8 @@
 """`bench io`: leaves read and extents appended through the store, against fio on the same files in the same run.
 
-Each figure is a median over rounds; in a round every program has a turn, and the next round begins with another,
-so that what else the machine does falls on all alike. Verification or decryption is part of every read of ours.
+Each figure is a median over rounds. A drive shared with others changes its speed within a second, so fio has a
+turn of its own beside every turn of ours, before it and after it alternately, and the ratio is the median of these
+pairs. Verification or decryption is part of every read of ours.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import statistics
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from edgekv.bench.gil import pace_kept
 from edgekv.bench.leaves import Arena, read_leaves, write_leaves
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 KIB, MIB = 1 << 10, 1 << 20
 _USUAL_DEPTH = 32
 _GIL_SIZE = 256 * KIB
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +52,17 @@ QUICK = Plan((64 * KIB, 256 * KIB), (_USUAL_DEPTH,), rounds=3, file_bytes=64 * M
 
 @dataclass
 class Turns:
-    """Paces of one program over the rounds."""
+    """Paces of one program over the rounds, and those of its peer beside it, as far as there is one."""
 
-    paces: list[Pace] = field(default_factory=list)
+    ours: list[Pace] = field(default_factory=list)
+    peers: list[Pace] = field(default_factory=list)
 
-    def rates(self) -> list[float]:
-        """Bytes per second."""
-        return [pace.bytes_per_s for pace in self.paces]
-
-    def shares(self) -> list[float]:
-        """Processor seconds per second."""
-        return [pace.cpu_share for pace in self.paces]
+    def ratio(self) -> float | None:
+        """Our rate over the peer's: the median over pairs."""
+        if not self.peers or len(self.peers) != len(self.ours):
+            return None
+        pairs = zip(self.ours, self.peers, strict=True)
+        return statistics.median(own.bytes_per_s / peer.bytes_per_s for own, peer in pairs)
 
 
 def measure(folder: Path, plan: Plan, fio: Fio | None, say: Callable[[str], None]) -> list[Row]:
@@ -102,35 +105,37 @@ def usable_backends(folder: Path) -> list[str]:
     return ["uring", "pread", "buffered"]
 
 
-def _in_turn(programs: dict[object, Callable[[], Pace | None]], rounds: int) -> dict[object, Turns]:
+def _in_turn(
+    programs: dict[_Key, Callable[[], Pace]], peer: Callable[[], Pace | None], rounds: int
+) -> dict[_Key, Turns]:
     turns = {name: Turns() for name in programs}
-    order = list(programs)
-    for _ in range(rounds):
-        for name in order:
-            pace = programs[name]()
-            if pace is not None:
-                turns[name].paces.append(pace)
-        order = order[1:] + order[:1]
+    for number in range(rounds):
+        for name, program in programs.items():
+            before = peer() if number % 2 else None
+            turns[name].ours.append(program())
+            beside = before if number % 2 else peer()
+            if beside is not None:
+                turns[name].peers.append(beside)
     return turns
 
 
 def _reads(
     stored: dict[bool, Leaves], backends: Sequence[str], arena: Arena, depth: int, plan: Plan, fio: Fio | None
 ) -> list[Row]:
-    size = stored[False].size
-    programs: dict[object, Callable[[], Pace | None]] = {}
-    if fio is not None:
-        programs["fio"] = lambda: fio.read(stored[False].files, size, depth, plan.seconds)
-    for backend in backends:
-        for encrypted, leaves in stored.items():
-            if backend != "buffered" or (depth == _USUAL_DEPTH and not encrypted):
-                programs[backend, encrypted] = _reading(leaves, backend, arena, depth, plan)
-    turns = _in_turn(programs, plan.rounds)
-    peer = turns.pop("fio", Turns())
+    size, files = stored[False].size, stored[False].files
+    programs = {
+        (backend, encrypted): _reading(leaves, backend, arena, depth, plan)
+        for backend in backends
+        for encrypted, leaves in stored.items()
+        if backend != "buffered" or (depth == _USUAL_DEPTH and not encrypted)
+    }
+
+    def peer() -> Pace | None:
+        return None if fio is None else fio.read(files, size, depth, plan.seconds)
+
     rows = []
-    for key, ours in turns.items():
-        assert isinstance(key, tuple)
-        rows += _rows("io_read", ours, peer, backend=key[0], size=size, depth=depth, encrypted=key[1])
+    for (backend, encrypted), turns in _in_turn(programs, peer, plan.rounds).items():
+        rows += _rows("io_read", turns, backend=backend, size=size, depth=depth, encrypted=encrypted)
     return rows
 
 
@@ -149,20 +154,18 @@ def _reading(leaves: Leaves, backend: str, arena: Arena, depth: int, plan: Plan)
 
 def _appends(folder: Path, size: int, plan: Plan, fio: Fio | None) -> list[Row]:
     total = min(plan.append_bytes, size * 2048)  # small extents cost a table each: fewer of them
-    programs: dict[object, Callable[[], Pace | None]] = {}
-    if fio is not None:
-        programs["fio"] = lambda: _fio_append(fio, folder / "fio", size, total)
-    for encrypted in (False, True):
-        programs[encrypted] = _appending(folder / "append", size, total, encrypted=encrypted)
-    turns = _in_turn(programs, plan.rounds)
-    peer = turns.pop("fio", Turns())
-    return [
-        row
+    programs = {
+        encrypted: _appending(folder / "append", size, total, encrypted=encrypted)
         for encrypted in (False, True)
-        for row in _rows(
-            "io_append", turns[encrypted], peer, backend="pwritev", size=size, encrypted=encrypted
-        )
-    ]
+    }
+
+    def peer() -> Pace | None:
+        return None if fio is None else _fio_append(fio, folder / "fio", size, total)
+
+    rows = []
+    for encrypted, turns in _in_turn(programs, peer, plan.rounds).items():
+        rows += _rows("io_append", turns, backend="pwritev", size=size, encrypted=encrypted)
+    return rows
 
 
 def _fio_append(fio: Fio, file: Path, size: int, total: int) -> Pace | None:
@@ -212,11 +215,23 @@ def _beside_a_thread(
     return rows
 
 
-def _rows(metric: str, ours: Turns, peer: Turns, **labels: object) -> list[Row]:
+def _rows(metric: str, turns: Turns, **labels: object) -> list[Row]:
     none = Labels(attention=None)
-    rate = none.measured(f"{metric}_bytes_per_s", "bytes/s", ours.rates(), peer.rates(), better="higher")
-    share = none.measured(f"{metric}_cpu_share", "cores", ours.shares(), peer.shares(), better="lower")
-    return [_with(rate, **labels), _with(share, **labels)]
+    rate = none.measured(
+        f"{metric}_bytes_per_s",
+        "bytes/s",
+        [pace.bytes_per_s for pace in turns.ours],
+        [pace.bytes_per_s for pace in turns.peers],
+        better="higher",
+    )
+    share = none.measured(
+        f"{metric}_cpu_share",
+        "cores",
+        [pace.cpu_share for pace in turns.ours],
+        [pace.cpu_share for pace in turns.peers],
+        better="lower",
+    )
+    return [_with(rate, **labels, ratio=turns.ratio()), _with(share, **labels)]
 
 
 def _with(row: Row, **labels: object) -> Row:

@@ -1,12 +1,14 @@
-"""Reads by io_uring: one thread keeps the drive's queue full, another verifies what has landed.
+"""Reads by io_uring: one thread keeps the drive's queue full and verifies what has landed, a second helps it.
 
 Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. Both threads start with the first
 job. A ring that cannot be had leaves everything to `PreadReader`.
+
+One thread does it all as long as it keeps up: handing a read over costs two switches of threads, and beside a
+thread that is busy with Python each wait for the GIL costs 5 ms, however much is done after it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import heapq
 import logging
@@ -35,8 +37,7 @@ _MAX_BYTES = (
     16 << 20
 )  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
-_NUM_FINISHERS = 4  # beside a thread busy with Python each waits 5 ms for its turn: they wait together
-_BACKLOG = 4  # landed and not verified: more would be cold by then, so the ring's thread helps
+_OWN_BYTES = 4 << 20  # landed and not verified: with more the drive is the faster one, and help is worth it
 _LONG_COPY = 64 << 10
 
 
@@ -73,7 +74,8 @@ class UringReader:
         self._ring: Ring[_Flight] | None = None
         self._fallback: PreadReader | None = None
         self._staged: deque[Prepared[_Flight]] = deque()
-        self._landed: queue.SimpleQueue[tuple[_Flight, int | OSError] | None] = queue.SimpleQueue()
+        self._landed: deque[tuple[_Flight, int | OSError]] = deque()
+        self._shared: queue.SimpleQueue[tuple[_Flight, int | OSError] | None] = queue.SimpleQueue()
         self._begun_bytes = 0
 
     @property
@@ -130,12 +132,8 @@ class UringReader:
             return
         with self._lock:
             self._ring = ring
-        finishers = [
-            threading.Thread(target=self._finish, name="edgekv-verify", daemon=True)
-            for _ in range(_NUM_FINISHERS)
-        ]
-        for finisher in finishers:
-            finisher.start()
+        helper = threading.Thread(target=self._help, name="edgekv-verify", daemon=True)
+        helper.start()
         try:
             self._serve(ring)
         except OSError as error:
@@ -143,42 +141,37 @@ class UringReader:
         except Exception as error:  # noqa: BLE001  a dead thread would hang every waiter
             _log.exception("the ring's thread failed on our side")
             self._give_up(ring, f"io_uring failed ({error})")
-        for _ in finishers:
-            self._landed.put(None)
-        for finisher in finishers:
-            finisher.join()
+        self._shared.put(None)
+        helper.join()
         with self._lock:
             self._ring = None
         ring.close()
 
     def _serve(self, ring: Ring[_Flight]) -> None:
+        landed = self._landed
         while True:
             is_sent = self._start(ring)  # first of all: until then the drive may have nothing to do
-            landed = ring.completed()
+            landed.extend(ring.completed())
             is_over = self._stage(ring)
-            is_last = not ring.in_flight and not self._staged
-            for flight, result in landed:
-                if is_last:  # nothing to do meanwhile, and waking the other thread takes time
-                    self._land(flight, result)
-                else:
-                    self._landed.put((flight, result))
+            if landed and not (self._staged and ring.room):
+                self._share()
+                self._land(*landed.popleft())
+            if landed or (is_sent and self._staged and ring.room):
+                continue
             if is_over and not ring.in_flight:
                 return
-            if not is_sent:
-                time.sleep(_BUSY_SECONDS)
-            elif self._landed.qsize() > _BACKLOG:
-                self._help()
-            elif not landed and not (self._staged and ring.room):
+            if is_sent:
                 ring.wait()
+            else:
+                time.sleep(_BUSY_SECONDS)
+
+    def _share(self) -> None:
+        while len(self._landed) > 1 and len(self._landed) * self._landed[0][0].num_bytes > _OWN_BYTES:
+            self._shared.put(self._landed.popleft())
 
     def _help(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            item = self._landed.get_nowait()
-            assert item is not None, "put by this thread, later"
-            self._land(*item)
-
-    def _finish(self) -> None:
-        while (item := self._landed.get()) is not None:
+        """The helper's thread."""
+        while (item := self._shared.get()) is not None:
             self._land(*item)
             del item
 
@@ -207,11 +200,12 @@ class UringReader:
         unsent = [*ring.take_unsent(), *(read.token for read in self._staged)]
         self._staged.clear()
         while ring.in_flight:
-            for item in ring.completed():  # first: their signal may have been taken already
-                self._landed.put(item)
+            self._landed.extend(ring.completed())  # first: their signal may have been taken already
             if ring.in_flight:
                 ring.wait()
         self._fall_back(reason)
+        while self._landed:
+            self._land(*self._landed.popleft())
         for flight in unsent:
             self._land(flight, OSError(errno.EAGAIN, "not sent"))
 
