@@ -38,12 +38,14 @@ from edgekv_storage.keychain.protectors import choose_kind
 from edgekv_storage.keychain.unlocking import Protection, Unlocking
 from edgekv_storage.segments.format import KEY_BYTES, LEAF_TOKENS, PAGE, Layout
 from edgekv_storage.segments.keys import leaf_keys
+from edgekv_storage.segments.sections import Cut, Pieces
 from edgekv_storage.space.eviction import PrefillCost
 from edgekv_storage.space.losses import Loss
 from edgekv_storage.store.figures import StoreStats
 from edgekv_storage.store.index import known_losses
+from edgekv_storage.store.sections import SectionData
 from edgekv_storage.store.store import Store
-from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, Transfer
+from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, PieceRead, Transfer
 from edgekv_storage.transcripts.rows import ConversationRow, TurnRow
 from edgekv_storage.transcripts.transcripts import DamagedConversation, DamagedTurn, Transcripts
 
@@ -55,6 +57,7 @@ __all__ = [
     "Checked",
     "ConversationKey",
     "ConversationRow",
+    "Cut",
     "DamagedConversation",
     "DamagedTurn",
     "DataDir",
@@ -73,12 +76,15 @@ __all__ = [
     "MemoryKeys",
     "NameTaken",
     "NoSuchConversation",
+    "PieceRead",
+    "Pieces",
     "PrefillCost",
     "Problem",
     "Protection",
     "ProtectionInfo",
     "QuotaExceeded",
     "ReaderChoice",
+    "SectionData",
     "StorageError",
     "Store",
     "StoreClosed",

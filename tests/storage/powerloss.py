@@ -14,12 +14,23 @@ from pathlib import Path
 import numpy as np
 from storage_fixtures import NAMESPACE, FixedKeys, ids_of, leaf_bytes_of, payload_of
 
-from edgekv_storage import DataDir, Layout, LeafPlace, LeafRead, Problem, StorageError, Store, leaf_keys
+from edgekv_storage import (
+    DataDir,
+    Layout,
+    LeafPlace,
+    LeafRead,
+    Pieces,
+    Problem,
+    StorageError,
+    Store,
+    leaf_keys,
+)
 from edgekv_storage.io.faulty import SHORT, Fault, FaultyDisk, PowerLoss
 
 LAYOUT = Layout(num_layers=2, leaf_bytes=96, dtype=1, fingerprint=b"l" * 32)
 PATH = Path("/simulated")
 QUOTA = 300_000
+NODES, KEYS = 1, 2  # kinds of sections
 
 
 @dataclass
@@ -42,7 +53,9 @@ class Chat:
         for key, ids in zip(keys, new.reshape(-1, 16), strict=True):
             self.ids[key] = ids
         self.paths.append([*path[:there], *keys])
-        store.append(self.sequence_id, keys, parent, new, payload_of(LAYOUT, keys))
+        sections = {KEYS: Pieces.of_leaves(b"".join(keys), 1, len(keys), 2), NODES: keys[0]}
+        sections = {} if rng.random() < 0.3 else sections
+        store.append(self.sequence_id, keys, parent, new, payload_of(LAYOUT, keys), sections=sections)
 
     def ids_along(self, path: list[bytes]) -> np.ndarray:
         """Token ids of the leaves of `path`."""
@@ -68,6 +81,7 @@ class Chat:
             transfer = store.read(reads)
             assert transfer.wait(10)
             bad = {fault.request % len(places) for fault in transfer.result}
+            _verify_sections(store, path, places, new)
             for i, key in enumerate(path[new : new + len(places)]):
                 if i in bad:
                     break  # what follows is of no use, and is not found again
@@ -76,6 +90,18 @@ class Chat:
                     assert bytes(outs[layer][i]) == right, "a wrong leaf was served"
                 found.add(key)
         return found
+
+
+def _verify_sections(store: Store, path: list[bytes], places: list[LeafPlace], first: int) -> None:
+    """What sections hold follows from the keys of their record's leaves; a copy has those of its leaves."""
+    for kind in (NODES, KEYS):
+        for place, data in store.read_sections(places, kind):
+            key = path[first + places.index(place)]
+            if data is not None and kind == KEYS:
+                at = place.leaf * len(key)
+                assert data[at : at + len(key)] == key, "a wrong section was served"
+            elif data is not None and place.leaf == 0:
+                assert data == key, "a wrong section was served"
 
 
 class CountingKeys(FixedKeys):

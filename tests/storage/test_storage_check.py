@@ -8,7 +8,7 @@ import pytest
 from storage_fixtures import PAGED, SEQUENCE, TINY, Model, open_store, segments_in
 
 import edgekv_storage
-from edgekv_storage import DataDir, KeyChain, Transcripts
+from edgekv_storage import DataDir, KeyChain, Pieces, Transcripts
 from edgekv_storage.check.check import check_directory, fix_directory
 
 
@@ -23,7 +23,7 @@ def _filled(path, *, is_closed=True):
             transcripts.append_turn(row.id, None, b"again")
             model = Model(TINY)
             with open_store(directory, keys=keys) as store:
-                model.append(store, 3, sections={7: b"abstract" * 10})
+                model.append(store, 3, sections={7: b"abstract" * 10, 8: Pieces(b"keys" * 60, 60, 3)})
                 model.append(store, 2)
                 store.flush()
                 if not is_closed:

@@ -32,6 +32,7 @@ from edgekv_storage import (
     DiskFull,
     LeafRead,
     MemoryKeys,
+    Pieces,
     StorageError,
     Store,
     UnknownFormat,
@@ -42,7 +43,7 @@ from edgekv_storage.io.disk import OsDisk
 
 PAGE = 4096
 LEAF = TINY.leaf_bytes
-ABSTRACT = 7
+ABSTRACT, KEYS = 7, 8
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +56,13 @@ def _filled(data_dir, *turns: int, sequence_id: bytes = SEQUENCE, seed: int = 0)
     model = Model(TINY, sequence_id, seed=seed)
     with open_store(data_dir) as store:
         for count in turns:
-            model.append(store, count, sections={ABSTRACT: b"abstract of the turn"})
+            model.append(store, count, sections={ABSTRACT: b"abstract of the turn", KEYS: _pieces(count)})
     return model
+
+
+def _pieces(num_leaves: int) -> Pieces:
+    """A section in several pieces: two leaves each, of three layers."""
+    return Pieces(b"keys of the turn" * 3 * num_leaves, 32, 3)
 
 
 def _repaired(data: bytearray, at: int) -> None:
@@ -72,6 +78,7 @@ def _judge(data_dir, model: Model) -> int:
         assert right + damaged == len(places) * TINY.num_layers
         for place in places:
             assert store.read_section(place, ABSTRACT) in (None, b"abstract of the turn")
+            assert (store.read_section(place, KEYS) or b"keys of the turn")[:16] == b"keys of the turn"
     return right
 
 
@@ -273,7 +280,7 @@ def test_nothing_readable_reaches_the_disk(data_dir):
     section = b"what it was all about " * 9
     with open_store(data_dir) as store:
         for count in (1, 5):
-            model.append(store, count, sections={ABSTRACT: section})
+            model.append(store, count, sections={ABSTRACT: section, KEYS: Pieces(section * 4, 66)})
         store.flush()
         seen = [path.read_bytes() for path in data_dir.iterdir() if path.is_file()]
     seen += [path.read_bytes() for path in data_dir.iterdir() if path.is_file()]
@@ -367,7 +374,8 @@ def test_no_nonce_is_used_twice(data_dir, monkeypatch, seed):
             code = rng.choice([errno.ENOSPC, errno.EIO])
             disk.plan = [OSError(code, "planned") if rng.random() < 0.7 else KeyboardInterrupt()]
         try:
-            model.append(store, rng.randrange(1, 5), sections={ABSTRACT: b"x"} if step < 0.5 else {})
+            sections = {ABSTRACT: b"x", KEYS: _pieces(5), 9: Pieces(b"z" * 9, 4)} if step < 0.5 else {}
+            model.append(store, rng.randrange(1, 5), sections=sections)
         except (StorageError, KeyboardInterrupt) as error:
             failures += 1
             if not isinstance(error, DiskFull):

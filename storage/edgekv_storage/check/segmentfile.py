@@ -28,7 +28,8 @@ _RECORD = struct.Struct("<4sHHQQQ16s5IHHQQQ16sQ")
 _SECTION = struct.Struct("<IIQQ16s")
 _FOOTER_ROW = struct.Struct("<QQII")
 _FOOTER_END = struct.Struct("<QIIQQ8s")
-_TABLES, _FIRST_SECTION = 2**64 - 1, 2**63
+_CUT = struct.Struct("<IIQ")
+_TABLES, _FIRST_SECTION, _FIRST_PIECE = 2**64 - 1, 2**63, 2**63 + 2**32
 _MAX_LEAVES, _MAX_SECTIONS = 4096, 64
 
 
@@ -210,6 +211,7 @@ class _Tables:
         self._context = header[:96]
         self._number: int = struct.unpack_from("<Q", header, 24)[0]
         self._kv_offset = kv_offset
+        self._front_bytes = _pages(_RECORD.size + len(plain))
         self._leaves = leaves
         self._sections = [_SECTION.unpack_from(plain, i * _SECTION.size) for i in range(sections)]
         self._tags = plain[sections * _SECTION.size + leaves * (16 + 64) :]
@@ -234,12 +236,44 @@ class _Tables:
             record.reason = f"{len(record.damaged_leaves)} damaged leaves"
 
     def _check_sections(self, segment: _Segment, record: RecordFound) -> None:
-        for i, (kind, _, offset, num_bytes, tag) in enumerate(self._sections):
-            is_inside = num_bytes <= record.num_bytes and offset + num_bytes <= self._kv_offset
+        for place, (kind, flags, offset, num_bytes, last) in enumerate(self._sections):
+            is_inside = (
+                num_bytes <= record.num_bytes
+                and self._front_bytes <= offset
+                and offset + num_bytes <= self._kv_offset
+            )
             data = segment.read(num_bytes, record.offset + offset) if is_inside else b""
-            opened = _open(segment, self._number, _FIRST_SECTION + i, self._context, data, tag)
-            if not is_inside or len(data) != num_bytes or opened is None:
+            if not is_inside or len(data) != num_bytes:
                 record.reason = f"section {kind} is damaged"
+            elif flags & ~3 or flags == 2:
+                record.reason = f"section {kind} has flags {flags:#x}, which this version does not know"
+            elif not flags:
+                if _open(segment, self._number, _FIRST_SECTION + place, self._context, data, last) is None:
+                    record.reason = f"section {kind} is damaged"
+            elif reason := self._check_pieces(segment, place, data, last, by_leaf=bool(flags & 2)):
+                record.reason = f"section {kind} {reason}"
+
+    def _check_pieces(
+        self, segment: _Segment, place: int, data: bytes, cut: bytes, *, by_leaf: bool
+    ) -> str | None:
+        """Opens every piece; what is wrong with the section."""
+        piece_bytes, zero, run_bytes = _CUT.unpack(cut)
+        if not piece_bytes or not run_bytes or zero or (by_leaf and run_bytes % self._leaves):
+            return "is cut in an impossible way"
+        at, number, bad = 0, 0, 0
+        while at < len(data):
+            left = run_bytes
+            while left:
+                size = min(left, piece_bytes)
+                sealed, tag = data[at : at + size], data[at + size : at + size + 16]
+                index = _FIRST_PIECE + place * 2**32 + number
+                is_whole = len(tag) == 16
+                opened = _open(segment, self._number, index, self._context, sealed, tag) if is_whole else None
+                bad += opened is None
+                at, number, left = at + size + 16, number + 1, left - size
+                if at > len(data):
+                    return "does not hold whole runs of pieces"
+        return f"has {bad} damaged pieces of {number}" if bad else None
 
 
 def _read_record(segment: _Segment, number: int, offset: int) -> tuple[RecordFound, _Tables]:

@@ -26,6 +26,11 @@ MAX_SECTIONS = 64
 MAX_RECORDS = 1 << 32  # of one segment: the number's share of a nonce
 TABLES_INDEX = (1 << 64) - 1  # names the tables among a record's encrypted pieces; leaves count from 0
 SECTION_INDEX = 1 << 63  # and sections from here
+SECTION_PIECE_INDEX = SECTION_INDEX + (1 << 32)  # and their pieces from here, 2^32 for each section
+SECTION_CUT = 1  # flags of a section: in pieces, each with its tag behind it
+SECTION_BY_LEAF = 2  # and equally many bytes of each run are each leaf's
+MAX_PIECES = 1 << 24  # of one section
+MAX_SECTION_BYTES = 1 << 30  # keeps a hostile table from asking for any amount of memory
 CONTEXT_BYTES = 96  # of a record's header: all but the tag of its tables and the checksum
 
 SEGMENT_MAGIC = b"EDGEKV\x00S"
@@ -41,8 +46,11 @@ _SEGMENT = struct.Struct("<8sIIQQ16s16s32sIIII")
 #   |provenance |tag B|sections |table bytes|KV offset |record bytes |table tag |xxh3-64
 _RECORD = struct.Struct("<4sHHQQQ16sIIIIIHHQQQ16s")
 #   0     4      8        16     24
-#   |kind |flags |offset  |bytes |xxh3-128 |
-_SECTION = struct.Struct("<IIQQ16s")
+#   |kind |flags |offset  |bytes |tag, or how it is cut |
+SECTION = struct.Struct("<IIQQ16s")
+#   0            4     8
+#   |piece bytes |zero |run bytes |
+CUT = struct.Struct("<IIQ")
 #   0       8            16           20
 #   |offset |record bytes|table bytes |leaves |
 _ENTRY = struct.Struct("<QQII")
@@ -187,7 +195,7 @@ class RecordHeader:
         """Bytes of the four tables."""
         layers = self.layout_shape[0]
         per_leaf = KEY_BYTES + IDS_BYTES + layers * TAG_BYTES
-        return self.num_sections * _SECTION.size + self.num_leaves * per_leaf
+        return self.num_sections * SECTION.size + self.num_leaves * per_leaf
 
     @property
     def layer_stride(self) -> int:
@@ -255,32 +263,12 @@ class RecordHeader:
         return header
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A typed optional region of a record (abstracts), between the tables and the KV."""
-
-    kind: int
-    offset: int  # from the record's start
-    num_bytes: int
-    tag: bytes
-
-    def pack(self) -> bytes:
-        """One entry of the section table."""
-        return _SECTION.pack(self.kind, 0, self.offset, self.num_bytes, self.tag)
-
-
-SECTION_ENTRY_BYTES = _SECTION.size
+SECTION_ENTRY_BYTES = SECTION.size
 
 
 def max_table_bytes(layout: Layout, num_leaves: int) -> int:
     """Most that the four tables of so many leaves can take."""
-    return MAX_SECTIONS * _SECTION.size + num_leaves * (KEY_BYTES + IDS_BYTES + layout.num_layers * TAG_BYTES)
-
-
-def unpack_sections(table: bytes | memoryview, count: int) -> tuple[Section, ...]:
-    """The section table; the caller has opened the tables."""
-    rows = (_SECTION.unpack_from(table, i * _SECTION.size) for i in range(count))
-    return tuple(Section(kind, offset, num_bytes, tag) for kind, _, offset, num_bytes, tag in rows)
+    return MAX_SECTIONS * SECTION.size + num_leaves * (KEY_BYTES + IDS_BYTES + layout.num_layers * TAG_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

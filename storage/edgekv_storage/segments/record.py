@@ -16,21 +16,20 @@ from edgekv_storage.segments.format import (
     KEY_BYTES,
     LEAF_TOKENS,
     MAX_LEAVES,
+    MAX_SECTION_BYTES,
     MAX_SECTIONS,
     NO_PARENT,
     PAGE,
     RECORD_BYTES,
     SECTION_ENTRY_BYTES,
-    SECTION_INDEX,
     TABLES_INDEX,
     Entry,
     Malformed,
     RecordHeader,
-    Section,
     SegmentHeader,
     round_up,
-    unpack_sections,
 )
+from edgekv_storage.segments.sections import Pieces, seal_section, section_bytes, unpack_sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.crypt import Seal
     from edgekv_storage.files import Buffer
+    from edgekv_storage.segments.sections import Section
 
 _ZEROS = bytes(PAGE)
 
@@ -52,7 +52,7 @@ class Extent:
     token_ids: NDArray[np.int32]  # [leaves * 16]
     payload: Sequence[Buffer]
     provenance: int
-    sections: Mapping[int, Buffer]
+    sections: Mapping[int, Buffer | Pieces]
 
 
 class RecordTables:
@@ -69,6 +69,8 @@ class RecordTables:
         self.sections = unpack_sections(tables, header.num_sections)
         if any(not header.front_bytes <= s.offset <= header.kv_offset - s.num_bytes for s in self.sections):
             raise Malformed("a section lies outside of its record")
+        if any(s.is_by_leaf and s.cut.run_bytes % count for s in self.sections):
+            raise Malformed("a section by leaf that does not hold equally much for each")
         self.keys = [tables[at + i * KEY_BYTES : at + (i + 1) * KEY_BYTES] for i in range(count)]
         at += count * KEY_BYTES
         self.token_ids = np.frombuffer(tables, "<i4", count * LEAF_TOKENS, at).reshape(count, LEAF_TOKENS)
@@ -88,16 +90,9 @@ class RecordTables:
         header = self.header
         return header.kv_offset + layer * header.layer_stride + leaf * header.layout_shape[1]
 
-    def section(self, kind: int) -> tuple[int, Section] | None:
-        """(place in the section table, entry), None where the record has no such section."""
-        return next(((i, s) for i, s in enumerate(self.sections) if s.kind == kind), None)
-
-    def open_section(self, seal: Seal, place: int, sealed: bytes) -> bytes | None:
-        """The section's bytes; None where they are damaged."""
-        number, section = self.header.number, self.sections[place]
-        if len(sealed) != section.num_bytes:
-            return None
-        return open_bytes(seal, number, SECTION_INDEX + place, self.context, sealed, section.tag)
+    def section(self, kind: int) -> Section | None:
+        """None where the record has no such section."""
+        return next((s for s in self.sections if s.kind == kind), None)
 
     def open_leaf(self, seal: Seal, layer: int, leaf: int, sealed: bytes) -> bytes | None:
         """One leaf in one layer; None where it is damaged. For those who do not read by Transfer."""
@@ -155,8 +150,8 @@ class RecordBuilder:
             len(extent.sections),
             kv_offset=0,
         )
-        sizes = (round_up(memoryview(data).nbytes) for data in extent.sections.values())
-        self.header = replace(header, kv_offset=header.front_bytes + sum(sizes))
+        sizes = sum(map(section_bytes, extent.sections.values()))
+        self.header = replace(header, kv_offset=header.front_bytes + round_up(sizes))
         self.tables: RecordTables | None = None  # known when all pieces were taken
         self._extent = extent
         self._seal = seal
@@ -244,15 +239,17 @@ class RecordBuilder:
         yield start, [scratch[:at]]
 
     def _sealed_sections(self) -> tuple[list[Section], list[Buffer]]:
+        """Entries and bytes of the sections, one right behind the other: a page for each would cost short turns."""
+        header = self.header
         placed: list[Section] = []
         region: list[Buffer] = []
-        start = self.header.front_bytes
+        at = header.front_bytes
         for place, (kind, data) in enumerate(sorted(self._extent.sections.items())):
-            index = SECTION_INDEX + place
-            sealed, tag = seal_bytes(self._seal, self.header.number, index, self._context, bytes(data))
-            placed.append(Section(kind, start, len(sealed), tag))
-            region.append(sealed.ljust(round_up(len(sealed)), b"\0"))
-            start += round_up(len(sealed))
+            section, sealed = seal_section(self._seal, header.number, self._context, place, kind, at, data)
+            placed.append(section)
+            region.append(sealed)
+            at += section.num_bytes
+        region.append(_ZEROS[: header.kv_offset - at])
         return placed, region
 
 
@@ -271,3 +268,8 @@ def _validate(extent: Extent, segment: SegmentHeader) -> None:
         raise ValueError(f"{count} leaves in {layout.num_layers} layers are not {given} bytes")
     if len(extent.sections) > MAX_SECTIONS or any(not 0 <= kind < 1 << 32 for kind in extent.sections):
         raise ValueError(f"a record has at most {MAX_SECTIONS} sections, their kinds in 32 bits")
+    for data in extent.sections.values():
+        if section_bytes(data) > MAX_SECTION_BYTES:
+            raise ValueError(f"a section holds at most {MAX_SECTION_BYTES} bytes, tags included")
+        if isinstance(data, Pieces) and data.is_by_leaf and data.cut.run_bytes % count:
+            raise ValueError(f"a section by leaf does not hold equally much for each of {count} leaves")

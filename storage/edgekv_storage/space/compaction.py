@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgekv_storage.errors import StorageError
 from edgekv_storage.segments.format import NO_PARENT
 from edgekv_storage.segments.record import Extent
+from edgekv_storage.segments.sections import part_of
 from edgekv_storage.space.outline import LeafRange
 from edgekv_storage.store.catalog import Known, Moved
 from edgekv_storage.store.index import RecordRow
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.segments.format import Layout
     from edgekv_storage.segments.record import RecordTables
+    from edgekv_storage.segments.sections import Pieces
     from edgekv_storage.segments.segment import Segment, SegmentWriter
     from edgekv_storage.space.outline import Outline
     from edgekv_storage.store.parts import Parts
@@ -128,7 +130,7 @@ class Compactor:
         if count == 0:
             return
         payload = [out[: count * job.layout.leaf_bytes] for out in layers]
-        sections = self._sections(place, known.tables) if count == len(known.keys) else {}
+        sections = self._sections(place, known.tables, count)
         stop = part.first + count
         extent = Extent(
             known.keys[part.first : stop],
@@ -138,14 +140,23 @@ class Compactor:
             known.tables.header.provenance,
             sections,
         )
-        self._write(job, extent, LeafRange(part.record, part.first, count))
+        self._write(job, extent, LeafRange(part.record, part.first, count), count == len(known.keys))
 
-    def _sections(self, place: LeafPlace, tables: RecordTables) -> dict[int, bytes]:
-        """Sections speak of a whole record: they go along only with all of it."""
-        read = {s.kind: self._parts.readers.read_section(place, s.kind) for s in tables.sections}
-        return {kind: data for kind, data in read.items() if data is not None}
+    def _sections(self, first: LeafPlace, tables: RecordTables, count: int) -> dict[int, bytes | Pieces]:
+        """Sections of `count` leaves from `first` on: all with a whole record, those by leaf with a part of it."""
+        of_record = tables.header.num_leaves
+        kept: dict[int, bytes | Pieces] = {}
+        for section in tables.sections:
+            if count < of_record and not section.is_by_leaf:
+                continue
+            data = self._parts.sections.read_all([first], section.kind, _LAST)[0].data
+            if data is not None and section.tag is not None:
+                kept[section.kind] = data
+            elif data is not None:
+                kept[section.kind] = part_of(section, data, of_record, first.leaf, count)
+        return kept
 
-    def _write(self, job: _Job, extent: Extent, part: LeafRange) -> None:
+    def _write(self, job: _Job, extent: Extent, part: LeafRange, is_whole: bool) -> None:
         parts, sequence_id = self._parts, job.source.header.sequence_id
         with parts.write_lock:
             need = parts.writers.check_room(sequence_id, job.layout, extent)
@@ -158,7 +169,7 @@ class Compactor:
         segment.reserved_bytes = 0
         place = LeafPlace(segment.header.segment, segment.num_records - 1, 0)
         known = Known(entry, tables.keys, extent.parent or NO_PARENT, tables)
-        job.moved.append((Moved(part.record, part.first, part.count, place), known))
+        job.moved.append((Moved(part.record, part.first, part.count, place, is_whole), known))
 
     def _finish(self, job: _Job) -> None:
         parts, catalog, writer = self._parts, self._parts.catalog, job.writer

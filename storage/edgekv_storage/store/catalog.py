@@ -33,12 +33,16 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Leaves `first` to `first + count` of a record of a segment that is gone are now at `place` and on."""
+    """Leaves `first` to `first + count` of a record of a segment that is gone are now at `place` and on.
+
+    `is_whole`: they were all of the record's.
+    """
 
     record: int
     first: int
     count: int
     place: LeafPlace
+    is_whole: bool
 
 
 class Catalog:
@@ -194,6 +198,15 @@ class Catalog:
                     break
             else:
                 break
+        return place
+
+    def resolve_whole(self, place: LeafPlace) -> LeafPlace | None:
+        """The same, where all of the record was copied: its sections are cut as they were. Else None."""
+        while place.segment not in self.segments:
+            parts = [p for p in self._moved.get(place.segment, ()) if p.record == place.record and p.is_whole]
+            if not parts:
+                return None
+            place = parts[0].place._replace(leaf=place.leaf)
         return place
 
     def remove(self, segments: Iterable[Segment]) -> None:

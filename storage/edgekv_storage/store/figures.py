@@ -16,6 +16,7 @@ class StoreStats:
     segment_bytes_written: int  # headers, tables, padding and footers included
     index_bytes_written: int  # to SQLite's journal
     appended_leaf_bytes: int
+    appended_section_bytes: int  # as they were handed over
     reads: int  # after neighbours were joined
     bytes_read: int
     damaged_leaves: int

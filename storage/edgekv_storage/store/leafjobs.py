@@ -27,7 +27,7 @@ _MERGE_BYTES = 1 << 20  # one read; more gains no bandwidth and costs parallelis
 _MERGE_PARTS = 512  # below IOV_MAX
 LOST = frozenset({errno.EIO, errno.ENOENT, errno.ESTALE})  # will not read better the next time
 _local = threading.local()
-_opening = threading.Lock()
+opening = threading.Lock()
 """One thread opens at a time. The cipher lets go of the GIL at every leaf, and sixteen threads that take it from
 each other so paid three times the work in context switches; one alone opens 2.5 GB/s of 12 KiB leaves, and more
 of larger ones.
@@ -69,7 +69,7 @@ class LeafRun(NamedTuple):
         """Opens what was read into `out`, in its place; its leaves that do not match their tags."""
         if not self.seal.is_encrypted:
             return self._compared()
-        with _opening:
+        with opening:
             return self._opened()
 
     def _compared(self) -> list[int]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekv_storage.store.catalog import Catalog
     from edgekv_storage.store.indexing import Indexing
     from edgekv_storage.store.readers import Readers
+    from edgekv_storage.store.sections import Sections
     from edgekv_storage.store.writers import Writers
 
 
@@ -31,6 +32,7 @@ class Parts:
     writers: Writers
     indexing: Indexing
     readers: Readers
+    sections: Sections
     notices: list[str]
     flush_lock: threading.RLock
     write_lock: threading.RLock

@@ -5,7 +5,7 @@ Knows the catalog, records and the reader; not how leaves came to be nor the ind
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgekv_storage.store.leafjobs import LeafJob, LeafRun, plan
 from edgekv_storage.store.reading import FileCache, TablesRead
@@ -17,12 +17,31 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekv_storage.crypt import Seal
+    from edgekv_storage.files import SegmentFile
     from edgekv_storage.io.disk import Disk
-    from edgekv_storage.io.protocol import Reader
+    from edgekv_storage.io.protocol import Reader, ReadJob
     from edgekv_storage.segments.format import Layout
-    from edgekv_storage.store.catalog import Catalog
+    from edgekv_storage.segments.record import RecordTables
+    from edgekv_storage.segments.sections import Section
+    from edgekv_storage.segments.segment import Segment
+    from edgekv_storage.store.catalog import Catalog, Known
 
 _TABLES_FIRST = -1  # without them nothing else can be asked for
+
+
+class Spot(NamedTuple):
+    """A record that can be read now, and what that needs."""
+
+    segment: Segment
+    file: SegmentFile
+    seal: Seal
+    known: Known
+    tables: RecordTables
+
+    def holds(self, section: Section) -> bool:
+        """Whether the section ends within the file: tables that anybody wrote may claim anything."""
+        return self.known.entry.offset + section.offset + section.num_bytes <= self.segment.file_bytes
 
 
 class Readers:
@@ -112,20 +131,44 @@ class Readers:
                 runs.append(run)
         groups = plan(runs)
         transfer = Transfer(len(groups), faults)
-        with self._catalog.lock:
-            self.num_reads += len(groups)
-            self.bytes_read += sum(len(run.out) for run in runs)
-        self._reader.submit([LeafJob(group, transfer, self._on_damage) for group in groups], priority)
+        jobs = [LeafJob(group, transfer, self._on_damage) for group in groups]
+        self.submit(jobs, sum(len(run.out) for run in runs), priority)
         return transfer
 
-    def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
-        place, layer, count, out = request
+    def submit(self, jobs: Sequence[ReadJob], num_bytes: int, priority: int) -> None:
+        """Hands jobs to the reader and counts them. Raises StoreClosed."""
+        with self._catalog.lock:
+            self.num_reads += len(jobs)
+            self.bytes_read += num_bytes
+        self._reader.submit(jobs, priority)
+
+    def resolve(self, places: Sequence[LeafPlace]) -> list[LeafPlace]:
+        """Where the leaves are now."""
+        if not self._catalog.has_moved:
+            return list(places)
+        with self._catalog.lock:
+            return [self._catalog.resolve(place) for place in places]
+
+    def record_of(self, place: LeafPlace) -> LeafPlace | None:
+        """Where the record that held the leaf is now; None where only some of its leaves were copied."""
+        with self._catalog.lock:
+            return self._catalog.resolve_whole(place)
+
+    def spot(self, place: LeafPlace) -> Spot | None:
+        """None where the record is gone, unreadable, or its tables were not loaded."""
         with self._catalog.lock:
             segment = self._catalog.segments.get(place.segment)
             known = self._catalog.record(place.segment, place.record)
-            file = self.files.get(segment) if segment is not None else None
-        if file is None or segment is None or segment.seal is None or known is None or known.tables is None:
+            if segment is None or segment.seal is None or known is None or known.tables is None:
+                return None
+            return Spot(segment, self.files.get(segment), segment.seal, known, known.tables)
+
+    def _resolve(self, number: int, request: LeafRead, layout: Layout) -> LeafRun | None:
+        place, layer, count, out = request
+        spot = self.spot(place)
+        if spot is None:
             return None
+        segment, file, seal, known, tables = spot
         if not (0 <= layer < layout.num_layers and 0 <= place.leaf < place.leaf + count <= len(known.keys)):
             end = place.leaf + count
             raise ValueError(f"layer {layer}, leaves {place.leaf} to {end} are not in the record")
@@ -135,36 +178,15 @@ class Readers:
             raise ValueError(f"{count} leaves need {needed} writable bytes, not {len(out)}")
         return LeafRun(
             file,
-            known.entry.offset + known.tables.kv_offset(layer, place.leaf),
+            known.entry.offset + tables.kv_offset(layer, place.leaf),
             out,
             layout.leaf_bytes,
-            known.tables.tags_of(layer, place.leaf, count),
+            tables.tags_of(layer, place.leaf, count),
             number,
             0,
             place,
             segment.synced < known.entry.offset + known.entry.record_bytes,
-            segment.seal,
-            known.tables.context,
-            known.tables.leaf_index(layer, place.leaf),
+            seal,
+            tables.context,
+            tables.leaf_index(layer, place.leaf),
         )
-
-    def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
-        """A typed section of the record that holds `place`; None where it has none or it is damaged."""
-        with self._catalog.lock:
-            place = self._catalog.resolve(place)
-        self.load_tables([place])
-        with self._catalog.lock:
-            segment = self._catalog.segments.get(place.segment)
-            known = self._catalog.record(place.segment, place.record)
-        if segment is None or segment.seal is None or known is None or known.tables is None:
-            return None
-        found = known.tables.section(kind)
-        if found is None:
-            return None
-        number, section = found
-        file = self.files.get(segment)
-        try:
-            data = file.read(section.num_bytes, known.entry.offset + section.offset)
-        except OSError:
-            return None
-        return known.tables.open_section(segment.seal, number, data)

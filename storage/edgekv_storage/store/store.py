@@ -12,28 +12,29 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from edgekv_storage.check.check import Problem, check_segment
 from edgekv_storage.crypt import NO_LEAF_SECRET
 from edgekv_storage.datadir import DataDir
-from edgekv_storage.errors import StorageError, StoreClosed, Unwritable
+from edgekv_storage.errors import Unwritable
 from edgekv_storage.io.choice import IO_CHOICES, Decider, open_reader
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
-from edgekv_storage.segments.format import LEAF_TOKENS, NO_PARENT, Layout
+from edgekv_storage.segments.format import NO_PARENT, Layout
 from edgekv_storage.segments.keys import leaf_keys
 from edgekv_storage.segments.record import Extent
 from edgekv_storage.segments.recover import find_segments
+from edgekv_storage.segments.sections import Pieces, plain_section_bytes
 from edgekv_storage.space.eviction import PrefillCost
 from edgekv_storage.space.space import Space
 from edgekv_storage.store.catalog import Catalog, Known
 from edgekv_storage.store.figures import StoreStats
+from edgekv_storage.store.finding import Finding
 from edgekv_storage.store.flusher import Flusher
 from edgekv_storage.store.index import RecordRow
 from edgekv_storage.store.indexing import Indexing
 from edgekv_storage.store.parts import Parts
 from edgekv_storage.store.readers import Readers
+from edgekv_storage.store.sections import Sections
 from edgekv_storage.store.writers import Writers, default_floor
 
 if TYPE_CHECKING:
@@ -41,16 +42,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Buffer, Disk
     from edgekv_storage.io.protocol import Reader
     from edgekv_storage.space.losses import Loss
-    from edgekv_storage.store.transfer import LeafPlace, LeafRead, Transfer
+    from edgekv_storage.store.transfer import LeafPlace
 
 
-class Store:
+class Store(Finding):
     """KV of one model in a data directory; segments of other models count and can be forgotten."""
 
     def __init__(
@@ -77,7 +79,7 @@ class Store:
         self._notices: list[str] = list(directory.notices)
         self._is_closed = False
         self._decider: Decider | None = None
-        self._damaged = self._appended = 0
+        self._damaged = self._appended = self._appended_sections = 0
 
     @classmethod
     def open(
@@ -137,6 +139,7 @@ class Store:
             may_try = self.layout is not None
             reader, self._decider = open_reader(path, io, io_depth, self._notices.append, may_try=may_try)
         self._readers = Readers(self._catalog, self._on_damage, reader, self._disk)
+        self._sections = Sections(self._readers)
         parts = self._parts = Parts(
             self._disk,
             path,
@@ -145,6 +148,7 @@ class Store:
             self._writers,
             self._indexing,
             self._readers,
+            self._sections,
             self._notices,
             self._flush_lock,
             self._write_lock,
@@ -160,8 +164,8 @@ class Store:
     ) -> list[bytes]:
         """Chain keys of the full leaves of `token_ids` [T], `parent` being the key of the leaf before them.
 
-        They depend on a secret of the conversation, whose key is made where there is none. Raises
-        StorageError where that cannot be kept.
+        A chain may change its namespace anywhere: `parent` is a key of any. Keys depend on a secret of the
+        conversation, whose key is made where there is none. Raises StorageError where that cannot be kept.
         """
         layout = self._need_layout()
         secret = NO_LEAF_SECRET if self._keys is None else self._keys.need(sequence_id).leaf_secret
@@ -176,12 +180,13 @@ class Store:
         payload: Sequence[Buffer],
         *,
         provenance: int = 0,
-        sections: Mapping[int, Buffer] | None = None,
+        sections: Mapping[int, Buffer | Pieces] | None = None,
     ) -> list[LeafPlace]:
         """Writes one extent and returns the places of its leaves, findable from now on.
 
         `keys`: of adjacent leaves, `parent` the key before them; `token_ids` [leaves * 16]; `payload`:
-        buffers whose concatenation is layer by layer, leaf by leaf, not changed during the call. Raises
+        buffers whose concatenation is layer by layer, leaf by leaf, not changed during the call; `sections`
+        by kind, in one piece or as `Pieces`, lie in front of the KV. Raises ValueError for wrong sizes;
         QuotaExceeded, DiskFull, WriteFailed, StoreOff: nothing of the extent was kept, generation can go on.
         """
         layout = self._need_layout()
@@ -200,6 +205,7 @@ class Store:
                 self._indexing.losses.clear(sequence_id)
                 self._catalog.touch(sequence_id, time.time_ns())
                 self._appended += len(keys) * layout.num_layers * layout.leaf_bytes
+                self._appended_sections += sum(map(plain_section_bytes, extent.sections.values()))
         self._flusher.wrote(entry.record_bytes)
         return places
 
@@ -252,47 +258,6 @@ class Store:
         with self._flush_lock:
             return not self._is_closed and self._space.tidy()
 
-    # Reading
-
-    def lookup(
-        self, sequence_id: bytes, keys: Sequence[bytes], token_ids: NDArray[np.int32]
-    ) -> list[LeafPlace]:
-        """Places of the longest prefix of `keys` that is present and holds just these ids [leaves * 16]."""
-        self._need_layout()
-        if len(token_ids) < len(keys) * LEAF_TOKENS:
-            raise ValueError(
-                f"{len(keys)} keys need {len(keys) * LEAF_TOKENS} token ids, not {len(token_ids)}"
-            )
-        self._load(sequence_id)
-        with self._catalog.lock:
-            places = self._catalog.find(sequence_id, keys)
-            touched = self._catalog.touch(sequence_id, time.time_ns(), places)
-        for segment in touched:
-            segment.keep_use(self._disk)
-        self._readers.load_tables(places)
-        ids = np.asarray(token_ids[: len(places) * LEAF_TOKENS], np.int32).reshape(-1, LEAF_TOKENS)
-        return places[: self._readers.count_same(places, ids, keys)]
-
-    def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
-        """Starts reading runs of leaves into the callers' memory; lower `priority` numbers go first.
-
-        Leaves that fail their checksum are in the transfer's `result` and not found again. Raises
-        StoreClosed; ValueError for a run that leaves its record or a buffer of the wrong size.
-        """
-        return self._readers.read(requests, self._need_layout(), priority)
-
-    def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
-        """A typed section of the record that holds `place`; None where it has none or it is damaged."""
-        return self._readers.read_section(place, kind)
-
-    # What is known of sequences
-
-    def _load(self, sequence_id: bytes) -> None:
-        """Keys of all leaves of a sequence: from the index, from its segments where the index fails."""
-        with self._catalog.lock:
-            self._need_open()
-            self._indexing.load(sequence_id, self.layout)
-
     def _on_damage(self, places: list[LeafPlace]) -> None:
         with self._catalog.lock:
             killed = self._catalog.mark_dead(places)
@@ -334,6 +299,7 @@ class Store:
                 self._writers.bytes_written,
                 self._indexing.bytes_written,
                 self._appended,
+                self._appended_sections,
                 self._readers.num_reads,
                 self._readers.bytes_read,
                 self._damaged,
@@ -385,14 +351,3 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _need_layout(self) -> Layout:
-        if self.layout is None:
-            raise StorageError(
-                "the store was opened without a model: it can forget and check, not append or find"
-            )
-        return self.layout
-
-    def _need_open(self) -> None:
-        if self._is_closed:
-            raise StoreClosed("the store is closed")

@@ -37,8 +37,22 @@ class LeafRead(NamedTuple):
     out: memoryview
 
 
+class PieceRead(NamedTuple):
+    """Wanted: `num_pieces` adjacent pieces, from `first` on, of section `kind` of the record that holds `place`.
+
+    Pieces are counted through all runs of the section (see Cut); `out` is writable and holds just their bytes.
+    A section in one piece is piece 0.
+    """
+
+    place: LeafPlace
+    kind: int
+    first: int
+    num_pieces: int
+    out: memoryview
+
+
 class LeafFault(NamedTuple):
-    """A leaf that did not arrive: `request` indexes the requests, `leaf` counts from that request's first."""
+    """A leaf, or a piece, that did not arrive: `request` indexes the requests, `leaf` counts from its first."""
 
     request: int
     leaf: int
@@ -46,7 +60,7 @@ class LeafFault(NamedTuple):
 
 
 class Transfer:
-    """Handle of one `Store.read` in flight."""
+    """Handle of one `Store.read` or `Store.read_pieces` in flight."""
 
     def __init__(self, num_jobs: int, faults: Sequence[LeafFault] = ()) -> None:
         """`faults`: leaves that could not even be asked for."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgekv_storage.errors import DiskFull, QuotaExceeded, StoreOff, Unwritable, WriteFailed
 from edgekv_storage.files import NO_ROOM
 from edgekv_storage.segments.format import PAGE, footer_bytes
+from edgekv_storage.segments.sections import section_bytes
 from edgekv_storage.segments.segment import GROW_BYTES, MAX_SEGMENT_BYTES, SegmentWriter
 from edgekv_storage.space.losses import FLOOR, QUOTA
 
@@ -236,6 +237,6 @@ def _record_estimate(extent: Extent, layout: Layout) -> int:
     """Bytes the record may take at most, the footer's growth included."""
     count, layers = len(extent.keys), layout.num_layers
     tables = count * (80 + 16 * layers) + 64 * len(extent.sections)
-    sections = sum(memoryview(s).nbytes + PAGE for s in extent.sections.values())
+    sections = sum(map(section_bytes, extent.sections.values())) + PAGE
     runs = layers * (count * layout.leaf_bytes + (PAGE if count * layout.leaf_bytes % PAGE else 0))
     return runs + sections + tables + 2 * PAGE + footer_bytes(1)
