@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import sqlite3
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import stress_home
 from stress_home import Home
@@ -34,6 +35,31 @@ STEPS = {
     "read": 1,
     "leave": 1,
 }
+
+
+class LateCommits(sqlite3.Connection):
+    """SQLite as it must not be used: it says that something is done, and does it with what comes next."""
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        """Every other commit is put off."""
+        self._count = getattr(self, "_count", 0) + (statement == "COMMIT")
+        if (statement == "COMMIT" and self._count % 2) or (
+            statement == "BEGIN IMMEDIATE" and self.in_transaction
+        ):
+            statement = "SELECT 1"
+        return super().execute(statement, *parameters)
+
+
+def weaken() -> None:
+    """Makes this process acknowledge turns too early, to see that the campaign notices."""
+    connect = sqlite3.connect
+
+    def late(name: str, *rest: Any, **options: Any) -> sqlite3.Connection:
+        if "transcripts" in name:
+            options["factory"] = LateCommits
+        return connect(name, *rest, **options)
+
+    sqlite3.connect = late  # type: ignore[assignment]
 
 
 class Child:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import stress_home
 from shim import CHANGES, EVERYTHING, SYNC, WRITE, Shim
 from stress_home import Home
-from stress_kill_child import Child
+from stress_kill_child import Child, weaken
 from stress_processes import drain, fork, parallel, send
 from stress_story import Stories
 
@@ -56,8 +56,9 @@ class Report:
 class Campaign:
     """One worker's share. `seed` and the number of a kill reproduce what its process did."""
 
-    def __init__(self, base: Path, seed: int) -> None:
+    def __init__(self, base: Path, seed: int, *, is_weakened: bool = False) -> None:
         self.base = base
+        self.is_weakened = is_weakened
         self.seed = seed
         self.rng = random.Random(seed)
         self.shim = Shim()
@@ -111,6 +112,8 @@ class Campaign:
         delay = 0.5 if at_call else self.rng.expovariate(1 / 0.03)
 
         def work(fd: int) -> None:
+            if self.is_weakened:
+                weaken()
             if self.shim.is_there:
                 self.shim.watch(self.path)
                 self.shim.kill(kinds if at_call else 0, nth, after=is_after)
@@ -229,22 +232,25 @@ def merged(reports: list[Report]) -> Report:
     return total
 
 
-def share(base: Path, kills: int, seed: int) -> Callable[[], dict[str, object]]:
+def share(base: Path, kills: int, seed: int, *, is_weakened: bool) -> Callable[[], dict[str, object]]:
     """A worker's part of the campaign."""
 
     def work() -> dict[str, object]:
         base.mkdir()
-        return vars(Campaign(base, seed).run(kills))
+        return vars(Campaign(base, seed, is_weakened=is_weakened).run(kills))
 
     return work
 
 
-def campaign(kills: int, seed: int, processes: int) -> Report:
+def campaign(kills: int, seed: int, processes: int, *, is_weakened: bool = False) -> Report:
     """The whole, spread over processes."""
     base = stress_home.memory_directory()
     try:
         parts = [kills // processes + (i < kills % processes) for i in range(processes)]
-        work = [share(base / str(i), part, seed * 1000 + i) for i, part in enumerate(parts)]
+        work = [
+            share(base / str(i), part, seed * 1000 + i, is_weakened=is_weakened)
+            for i, part in enumerate(parts)
+        ]
         return merged([Report(**answer) for answer in parallel(work)])
     finally:
         shutil.rmtree(base, ignore_errors=True)
@@ -256,8 +262,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--weakened", action="store_true", help="acknowledge too early: it has to be noticed")
     options = parser.parse_args()
-    report = campaign(options.kills, options.seed, options.processes)
+    report = campaign(options.kills, options.seed, options.processes, is_weakened=options.weakened)
     sys.stdout.write(json.dumps(vars(report)) + "\n")
     return bool(report.violations)
 

@@ -16,3 +16,9 @@ def test_kills(campaign_size, run_campaign, seed):
     assert report["kills_in"]["open"] > kills / 20
     assert report["kills_in"]["compact"] > kills / 50
     assert report["records"] > kills / 2
+
+
+def test_the_campaign_notices_what_is_acknowledged_too_early(run_campaign):
+    """Guards the campaign itself: with every other commit put off it has to find lost turns."""
+    report = run_campaign("stress_kills.py", "--kills", 12, "--seed", 1, "--weakened", needs_shim=False)
+    assert any("is lost" in line for line in report["violations"])
