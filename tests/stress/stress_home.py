@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from stress_sections import judge_sections, sections_of
 
 from edgekv_storage import (
     LEAF_TOKENS,
@@ -150,12 +151,16 @@ def append(home: Home, sequence_id: bytes, chain: Chain, start: int, stop: int) 
     ]
     ids = chain.ids[start * LEAF_TOKENS : stop * LEAF_TOKENS]
     parent = chain.keys[start - 1] if start else None
-    home.store.append(sequence_id, chain.keys[start:stop], parent, ids, payload)
+    sections = sections_of(chain.keys[start:stop], LAYOUT.num_layers)
+    home.store.append(sequence_id, chain.keys[start:stop], parent, ids, payload, sections=sections)
 
 
 @dataclass
 class Served:
-    """Leaves that a look at a sequence found: good, reported as damaged, and wrong ones (never)."""
+    """Leaves that a look at a sequence found: good, reported as damaged, and wrong ones (never).
+
+    Sections count as damaged or wrong too.
+    """
 
     good: int = 0
     damaged: int = 0
@@ -195,6 +200,9 @@ def _read_chain(home: Home, chain: Chain, places: list[LeafPlace], served: Serve
             is_good = outs[i][(leaf - a) * size :][:size] == leaf_content(chain.ids, leaf, layer)
             served.good += is_good
             served.wrong += not is_good
+    wrong, missing = judge_sections(home.store, places, chain.keys[: len(places)], layers)
+    served.wrong += wrong
+    served.damaged += missing
 
 
 def memory_directory(room_bytes: int = 1 << 29) -> Path:
