@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgekv.conversation.library import translated
+from edgekv.conversation.journal import translated
 from edgekv.errors import StoreError
 
 if TYPE_CHECKING:

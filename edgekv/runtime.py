@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.exchange import export_lines, import_lines
-from edgekv.conversation.journal import Identity, Meta, PrivateJournal
-from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, translated
+from edgekv.conversation.journal import Identity, Meta, PrivateJournal, translated
+from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
 from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
 from edgekv.errors import ConversationError, StoreError
@@ -28,10 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekv.config import Options
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.render import FrontLike
+    from edgekv.conversation.transcript import Rebuild
+    from edgekv.conversation.turns import TurnTree
     from edgekv.engine.request import EngineLike
     from edgekv_storage import DataDir, KeyChain
 
@@ -254,7 +259,8 @@ class Runtime:
         assert private or library is not None, "only private conversations do without transcripts"
         journal: Journal = PrivateJournal()
         if library is not None and not private:
-            journal = library.journal(identity.name, read_only=refusal is not None)
+            rebuild = self._rebuild_of(identity)
+            journal = library.journal(identity.name, read_only=refusal is not None, rebuild=rebuild)
         return Conversation(
             identity,
             front=self._worker.front,
@@ -264,6 +270,23 @@ class Runtime:
             private=private,
             refusal=refusal,
         )
+
+    def _rebuild_of(self, identity: Identity) -> Rebuild | None:
+        """Puts damaged turns together again, where this model's own token ids are stored; tells what it did."""
+        worker = self._worker
+        if identity.meta.fingerprint != worker.front.fingerprint:
+            return None
+
+        def paths() -> list[NDArray[np.int32]]:
+            with translated():
+                return worker.engine.stored_paths(identity.sequence_id)
+
+        def rebuild(tree: TurnTree) -> dict[int, str]:
+            from edgekv.conversation.rebuild import Rebuilder  # noqa: PLC0415  numpy comes with it
+
+            return Rebuilder(worker.front, identity.meta.system, paths).rebuild(tree, tell=worker.add_notice)
+
+        return rebuild
 
     def _writable_library(self) -> Library:
         if self._library is None and self.degraded is None:

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from edgekv.engine.stopper import Stopper
 from edgekv.events import CacheUse, PrefillProgress, Result, TextDelta, Timings, Usage
 
@@ -94,18 +96,21 @@ class FakeFront:
 
 class FakeEngine:
     """See the module. `answer` is what it says; `token_s` and `block_s` slow it down. `error` is raised
-    instead of token `error_at`, or before anything.
+    instead of token `error_at`, or before anything. `stored` are the paths it says are on disk.
 
     `hold` lets a test decide when it goes on: while it is cleared, every token waits (until cancelled).
     """
 
-    def __init__(self, *, answer="hello there", token_s=0.0, block_s=0.0, error=None, error_at=0, ends=True):
+    def __init__(
+        self, *, answer="hello there", token_s=0.0, block_s=0.0, error=None, error_at=0, ends=True, stored=()
+    ):
         self.answer = answer
         self.token_s = token_s
         self.block_s = block_s
         self.error = error
         self.error_at = error_at
         self.ends = ends
+        self.stored = stored
         self.hold = threading.Event()
         self.hold.set()
         self.requests = []
@@ -189,6 +194,9 @@ class FakeEngine:
     def cache_use(self):
         tokens = sum(len(ids) for ids in self.seen.values())
         return CacheUse(device_bytes=tokens * 8, device_peak_bytes=tokens * 8)
+
+    def stored_paths(self, sequence_id):
+        return [np.array(ids[: len(ids) // 16 * 16], np.int32) for ids in self.stored]
 
     def close(self):
         assert threading.current_thread() is self.thread, "one thread owns the engine"

@@ -81,6 +81,7 @@ def export_markdown(library: Library, name: str) -> Iterator[str]:
     yield f"# {name}"
     for turn in tree.path(tree.head):
         mark = "" if turn.state == "complete" else f" *[{turn.state}]*"
+        mark += " *[rebuilt]*" if turn.is_rebuilt else ""
         yield f"\n## You\n\n{turn.user}\n\n## Answer{mark}\n\n{turn.answer}"
 
 

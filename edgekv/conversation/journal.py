@@ -5,6 +5,7 @@ Knows rows and blobs. A durable turn is on disk when `save` returns; a private o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,8 @@ import msgspec
 from edgekv.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekv.conversation.turns import Turn, TurnTree
 
 
@@ -72,3 +75,14 @@ def decode_meta(blob: bytes, name: str) -> Meta:
             f"the description of conversation {name!r} cannot be read: {error}; "
             "a newer edgekv may have written it"
         ) from error
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """The storage package's errors as ours."""
+    from edgekv_storage import StorageError  # noqa: PLC0415  numpy comes with it
+
+    try:
+        yield
+    except StorageError as error:
+        raise StoreError(str(error)) from error

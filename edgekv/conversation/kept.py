@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgekv.conversation.library import Library, translated
+from edgekv.conversation.journal import translated
+from edgekv.conversation.library import Library
 from edgekv.conversation.unlock import Unlock
 from edgekv.errors import ConversationError
 

@@ -9,24 +9,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import shlex
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from edgekv.conversation.journal import Identity, Meta, decode_meta
-from edgekv.conversation.turns import damaged_turn, decode_turn, encode_turn
-from edgekv.errors import ConversationError, StoreError
+from edgekv.conversation.journal import Identity, Meta, decode_meta, translated
+from edgekv.conversation.transcript import TranscriptJournal, not_replaced
+from edgekv.errors import ConversationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import TracebackType
 
-    from edgekv.conversation.turns import Turn, TurnTree
-    from edgekv_storage import ConversationRow, DamagedTurn, DataDir, KeyChain, Loss, Transcripts, TurnRow
+    from edgekv.conversation.transcript import Rebuild
+    from edgekv_storage import ConversationRow, DataDir, KeyChain, Loss, Transcripts
 
 MAX_NAME = 200
 SEQUENCE_ID_BYTES = 16
@@ -121,10 +118,15 @@ class Library:
             self._transcripts.create_conversation(name, identity.sequence_id, msgspec.msgpack.encode(meta))
         return identity
 
-    def journal(self, name: str, *, read_only: bool = False) -> TranscriptJournal:
-        """Where the turns of the existing conversation `name` are kept; `read_only` skips damaged ones."""
+    def journal(
+        self, name: str, *, read_only: bool = False, rebuild: Rebuild | None = None
+    ) -> TranscriptJournal:
+        """Where the turns of the existing conversation `name` are kept; `read_only` skips damaged ones.
+
+        `rebuild` puts damaged turns together again where it can.
+        """
         row = self.require(name)
-        return TranscriptJournal(self._transcripts, row, read_only=read_only)
+        return TranscriptJournal(self._transcripts, row, read_only=read_only, rebuild=rebuild)
 
     def require(self, name: str) -> ConversationRow:
         """The row of `name`; ConversationError if there is none."""
@@ -198,17 +200,16 @@ class Library:
             self.keys.finish(sequence_id)
 
     def _info(self, row: ConversationRow) -> ConversationInfo:
-        from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
-
         meta = decode_meta(row.meta, row.name)
-        try:
-            turns = self._transcripts.turns(row.id)
-        except TranscriptDamaged:  # the others shall be listed all the same, and this one can be forgotten
+        good, bad = self._transcripts.readable_turns(row.id)
+        damaged = not_replaced(good, bad)
+        num_turns = row.num_turns - len(bad) + len(damaged)
+        if damaged or len(good) + len(bad) != row.num_turns:  # listed all the same, and it can be forgotten
             return ConversationInfo(
-                row.name, meta.model, row.num_turns, row.created, row.created, is_damaged=True
+                row.name, meta.model, num_turns, row.created, row.created, is_damaged=True
             )
-        updated = max((turn.created for turn in turns), default=row.created)
-        return ConversationInfo(row.name, meta.model, row.num_turns, row.created, updated)
+        updated = max((turn.created for turn in good), default=row.created)
+        return ConversationInfo(row.name, meta.model, num_turns, row.created, updated)
 
 
 def _with_losses(info: ConversationInfo, losses: list[Loss]) -> ConversationInfo:
@@ -216,77 +217,6 @@ def _with_losses(info: ConversationInfo, losses: list[Loss]) -> ConversationInfo
         return info
     num_tokens = sum(loss.num_tokens for loss in losses)
     return dataclasses.replace(info, forgotten_tokens=num_tokens, forgotten_why=losses[0].why)
-
-
-class TranscriptJournal:
-    """A conversation's rows in the transcripts; its turn ids are the tree's own, mapped to rows here."""
-
-    def __init__(
-        self, transcripts: Transcripts, conversation: ConversationRow, *, read_only: bool = False
-    ) -> None:
-        """`read_only`: damaged turns become placeholders instead of an error."""
-        self._transcripts = transcripts
-        self._read_only = read_only
-        self._conversation_id = conversation.id
-        self._name = conversation.name
-        self._head_row = conversation.head
-        self._rows: dict[int, int] = {}
-
-    def load(self, tree: TurnTree) -> None:
-        """Fill an empty tree. Raises StoreError naming the turn if one is damaged, but for `read_only`."""
-        ids: dict[int, int] = {}
-        for row in self._read():
-            turn_id = tree.next_id()
-            ids[row.id] = turn_id
-            self._rows[turn_id] = row.id
-            # What a damaged row says of its parent is not verified; it only orders what is shown.
-            parent = ids.get(row.parent) if row.parent is not None else None
-            blob = getattr(row, "blob", None)
-            tree.put(
-                damaged_turn(turn_id, parent)
-                if blob is None
-                else decode_turn(blob, turn_id=turn_id, parent=parent)
-            )
-        last = max(ids.values(), default=None) if self._read_only else None
-        tree.head = last if self._head_row is None else ids.get(self._head_row, last)
-
-    def _read(self) -> list[TurnRow | DamagedTurn]:
-        from edgekv_storage import TranscriptDamaged  # noqa: PLC0415  numpy comes with it
-
-        with translated():
-            if self._read_only:
-                good, bad = self._transcripts.readable_turns(self._conversation_id)
-                return sorted([*good, *bad], key=lambda row: row.id)
-            try:
-                return [*self._transcripts.turns(self._conversation_id)]
-            except TranscriptDamaged as error:
-                quoted = shlex.quote(self._name)
-                raise StoreError(
-                    f"conversation {self._name!r} is damaged: {error}; restore it from a backup, read the "
-                    f"rest with `edgekv export {quoted}`, or destroy it with `edgekv forget {quoted}`"
-                ) from error
-
-    def save(self, path: list[Turn]) -> None:
-        """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
-        with translated():
-            for turn in path[:-1]:
-                if turn.id not in self._rows:
-                    self._append(turn)
-            if path[-1].id in self._rows:
-                self._transcripts.update_turn(self._rows[path[-1].id], encode_turn(path[-1]))
-            else:
-                self._append(path[-1])
-
-    def save_head(self, turn_id: int | None) -> None:
-        """Remember which branch is current."""
-        with translated():
-            self._transcripts.set_head(
-                self._conversation_id, None if turn_id is None else self._rows.get(turn_id)
-            )
-
-    def _append(self, turn: Turn) -> None:
-        parent = None if turn.parent is None else self._rows[turn.parent]
-        self._rows[turn.id] = self._transcripts.append_turn(self._conversation_id, parent, encode_turn(turn))
 
 
 def check_name(name: str) -> None:
@@ -304,14 +234,3 @@ def forget_kv(data_dir: DataDir, keys: KeyChain | None, sequence_id: bytes) -> N
 
     with Store.open(data_dir, None, quota_bytes=sys.maxsize, keys=keys) as store:
         store.forget(sequence_id)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """The storage package's errors as ours."""
-    from edgekv_storage import StorageError  # noqa: PLC0415  numpy comes with it
-
-    try:
-        yield
-    except StorageError as error:
-        raise StoreError(str(error)) from error

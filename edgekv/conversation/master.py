@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgekv.conversation.library import translated
+from edgekv.conversation.journal import translated
 from edgekv.errors import StoreError
 
 if TYPE_CHECKING:

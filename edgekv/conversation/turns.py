@@ -32,6 +32,7 @@ class Turn:
     of a cancelled answer), or damaged (kept, and not readable any more). `prompt_ids` are the tokens this turn
     added before its answer; with `is_whole` they are the whole context instead, because the template rewrote
     what came before. `answer_ids` are the generated tokens, the end token included if it was generated.
+    `replaces` is the damaged transcript row that a rebuilt turn stands for; None for all others.
     """
 
     id: int
@@ -46,6 +47,12 @@ class Turn:
     prompt_ids: array[int] = field(default_factory=_no_ids, repr=False)
     answer_ids: array[int] = field(default_factory=_no_ids, repr=False)
     sampling: dict[str, float | int | None] = field(default_factory=dict, repr=False)
+    replaces: int | None = field(default=None, repr=False)
+
+    @property
+    def is_rebuilt(self) -> bool:
+        """Put together again from stored tokens, because its row was damaged."""
+        return self.replaces is not None and self.state != "damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +144,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     prompt_ids: bytes
     answer_ids: bytes
     sampling: dict[str, float | int | None]
+    replaces: int | None = None
 
 
 def encode_turn(turn: Turn) -> bytes:
@@ -153,6 +161,7 @@ def encode_turn(turn: Turn) -> bytes:
         prompt_ids=_pack(turn.prompt_ids),
         answer_ids=_pack(turn.answer_ids),
         sampling=turn.sampling,
+        replaces=turn.replaces,
     )
     return msgspec.msgpack.encode(record)
 
@@ -182,12 +191,14 @@ def decode_turn(blob: bytes, *, turn_id: int, parent: int | None) -> Turn:
         prompt_ids=_unpack(record.prompt_ids),
         answer_ids=_unpack(record.answer_ids),
         sampling=record.sampling,
+        replaces=record.replaces,
     )
 
 
-def damaged_turn(turn_id: int, parent: int | None) -> Turn:
-    """Stands in a history that is only read for a turn whose row is damaged."""
-    return Turn(turn_id, parent, user="[this turn cannot be read: its record is damaged]", state="damaged")
+def damaged_turn(turn_id: int, parent: int | None, row: int) -> Turn:
+    """Stands for a turn whose `row` in the transcripts is damaged, until it is rebuilt."""
+    text = "[this turn cannot be read: its record is damaged]"
+    return Turn(turn_id, parent, user=text, state="damaged", replaces=row)
 
 
 def answered(

@@ -24,6 +24,8 @@ from edgekv.tiers.arrivals import Arrivals, DamagedColumns
 from edgekv.tiers.residency import EXTENT_COLUMNS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from edgekv.engine.front import IdsFront, ModelFront
@@ -302,6 +304,11 @@ class Engine:
             disk_peak_bytes=disk.peak,
             damaged_leaves=self._damaged_leaves if damaged_leaves is None else damaged_leaves,
         )
+
+    def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:
+        """Token ids [T] of every path that is stored of a sequence; any thread, none without a disk."""
+        disk = self._residency.mover.disk
+        return [] if disk is None else disk.stored_paths(sequence_id)
 
     def close(self) -> None:
         """Write what is durable, close the store and the tokenizer, free the pools."""

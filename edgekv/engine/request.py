@@ -12,6 +12,9 @@ from edgekv.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekv.events import CacheUse, Event, Result
 
 Emit = Callable[["Event"], None]
@@ -65,7 +68,7 @@ class Request:
 
 
 class EngineLike(Protocol):
-    """What the runtime needs of an engine; called from one thread only, but for `cache_use`."""
+    """What the runtime needs of an engine; called from one thread only, but for `cache_use` and `stored_paths`."""
 
     def generate(self, request: Request, emit: Emit, is_cancelled: IsCancelled) -> Result:
         """Run one request; emits PrefillProgress, TextDelta and Notice (the caller adds Done).
@@ -85,6 +88,10 @@ class EngineLike(Protocol):
 
     def cache_use(self) -> CacheUse:
         """Bytes per tier now and at their peaks (any thread)."""
+        ...
+
+    def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:
+        """Token ids [T] of every path that is stored of a sequence, verified (any thread); none without a disk."""
         ...
 
     def close(self) -> None:

@@ -133,6 +133,10 @@ class DiskTier:
         losses = self.store.forgotten(sequence_id)
         return losses[0].why if losses else None
 
+    def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:
+        """Token ids of every path stored of a sequence (any thread). Raises edgekv_storage.StorageError."""
+        return self.store.stored_paths(sequence_id, NAMESPACE_EXACT)
+
     def take_evicted(self) -> list[bytes]:
         """Sequences whose places became stale since the last call."""
         evicted, self._evicted = self._evicted, []

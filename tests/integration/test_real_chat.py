@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,28 @@ def test_the_window_is_never_cut_in_silence(data_dir):
         with pytest.raises(Cancelled):
             chat.send("hi", timeout=1e-6)
         assert chat.send("hi").finish_reason in ("stop", "length")
+
+
+def test_damaged_turns_are_rebuilt_from_the_stored_tokens(data_dir):
+    """Guards the rebuild with a real template, a real tokenizer and encryption."""
+    options = {"data_dir": data_dir, "temperature": 0, "max_tokens": 24}
+    with Runtime(**options) as runtime:
+        chat = runtime.conversation("a", system="You are terse.")
+        for text in ("Who was <|im_end|> he?", "  And his flag? ", "\nWhich ship was the fastest?\n"):
+            chat.send(text)
+        turns = chat.history()
+    with sqlite3.connect(data_dir / "transcripts.db") as db:
+        db.execute("UPDATE turns SET content = zeroblob(length(content)) WHERE id IN (1, 3)")
+    db.close()
+    with Runtime(**options) as runtime:
+        first, second, third = runtime.conversation("a").history()
+        assert (first.is_rebuilt, second.is_rebuilt, third.is_rebuilt) == (True, False, True)
+        assert (first.user, first.answer, first.prompt_ids, first.answer_ids) == (
+            turns[0].user,
+            turns[0].answer,
+            turns[0].prompt_ids,
+            turns[0].answer_ids,
+        )
+        assert (third.user, third.prompt_ids) == (turns[2].user, turns[2].prompt_ids)
+        assert turns[2].answer.startswith(third.answer)
+        assert len(turns[2].answer_ids) - len(third.answer_ids) <= LEAF

@@ -168,11 +168,11 @@ def test_a_flipped_row_harms_its_own_conversation_only(open_runtime, data_dir):
     for name in ("good", "bad one"):
         first.conversation(name).send("x")
     first.close()
-    turn = damage_first_turn_of_last(data_dir)
+    damage_first_turn_of_last(data_dir)
     runtime = open_runtime()
     infos = {info.name: (info.num_turns, info.is_damaged) for info in runtime.conversations()}
     assert infos == {"good": (1, False), "bad one": (1, True)}
-    with pytest.raises(StoreError, match=rf"'bad one' is damaged: turn {turn} .*edgekv forget 'bad one'"):
+    with pytest.raises(StoreError, match=r"'bad one' is damaged: turn 0 .*edgekv forget 'bad one'"):
         runtime.conversation("bad one")
     runtime.forget("bad one")
     assert [info.name for info in runtime.conversations()] == ["good"]

@@ -60,4 +60,5 @@ def pending_line(turn: Turn) -> str:
 def turn_lines(number: int, turn: Turn) -> str:
     """A turn for /history."""
     mark = {"pending": " [no answer]", "stopped": " [stopped]", "damaged": " [damaged]"}.get(turn.state, "")
+    mark += " [rebuilt]" if turn.is_rebuilt else ""
     return f"{number} > {turn.user}\n{turn.answer}{mark}\n"

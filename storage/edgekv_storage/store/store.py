@@ -33,6 +33,7 @@ from edgekv_storage.store.flusher import Flusher
 from edgekv_storage.store.index import RecordRow
 from edgekv_storage.store.indexing import Indexing
 from edgekv_storage.store.parts import Parts
+from edgekv_storage.store.paths import stored_paths
 from edgekv_storage.store.readers import Readers
 from edgekv_storage.store.sections import Sections
 from edgekv_storage.store.writers import Writers, default_floor
@@ -257,6 +258,13 @@ class Store(Finding):
         """One small step of compaction, at idle; True while there is more to do."""
         with self._flush_lock:
             return not self._is_closed and self._space.tidy()
+
+    def stored_paths(self, sequence_id: bytes, namespace: bytes) -> list[NDArray[np.int32]]:
+        """Token ids [T] of every path stored of a sequence in one namespace, verified; see paths.py."""
+        self._need_layout()
+        with self._catalog.lock:
+            self._need_open()
+        return stored_paths(self._parts, sequence_id, lambda ids: self.leaf_keys(sequence_id, namespace, ids))
 
     def _on_damage(self, places: list[LeafPlace]) -> None:
         with self._catalog.lock:

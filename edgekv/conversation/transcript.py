@@ -1,0 +1,143 @@
+"""The turns of one conversation as rows of the transcripts: loaded, saved, damaged ones told and replaced.
+
+A damaged row is never written over. What was rebuilt of it goes to a fresh row that names the one it stands for,
+when the person goes on. Knows rows and blobs; not how a turn is rebuilt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgekv.conversation.journal import translated
+from edgekv.conversation.turns import Turn, TurnTree, damaged_turn, decode_turn, encode_turn
+from edgekv.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edgekv_storage import ConversationRow, DamagedTurn, Transcripts, TurnRow
+
+Rebuild = Callable[[TurnTree], "dict[int, str]"]
+"""Puts turns in the place of damaged ones where it can; for the others it says why it cannot, by turn id."""
+
+
+class TranscriptJournal:
+    """A conversation's rows in the transcripts; its turn ids are the tree's own, mapped to rows here."""
+
+    def __init__(
+        self,
+        transcripts: Transcripts,
+        conversation: ConversationRow,
+        *,
+        read_only: bool = False,
+        rebuild: Rebuild | None = None,
+    ) -> None:
+        """`read_only`: damaged turns that cannot be rebuilt become placeholders instead of an error."""
+        self._transcripts = transcripts
+        self._read_only = read_only
+        self._rebuild = rebuild
+        self._conversation = conversation
+        self._rows: dict[int, int] = {}
+        self._not_kept: list[Turn] = []  # rebuilt, and in no row of their own yet
+
+    def load(self, tree: TurnTree) -> None:
+        """Fill an empty tree. Raises StoreError naming the turn if one is lost, but for `read_only`."""
+        with translated():
+            good, bad = self._transcripts.readable_turns(self._conversation.id)
+        ids = self._put(tree, good, bad)
+        last = max(ids.values(), default=None) if self._read_only else None
+        head = self._conversation.head
+        tree.head = last if head is None else ids.get(head, last)
+        num_lost = self._conversation.num_turns - len(good) - len(bad)
+        if num_lost and not self._read_only:
+            raise self._damaged(f"{num_lost} of its {self._conversation.num_turns} turns are lost")
+        self._mend(tree)
+
+    def _put(self, tree: TurnTree, good: Iterable[TurnRow], bad: Iterable[DamagedTurn]) -> dict[int, int]:
+        """Every turn into the tree, what was rebuilt before in the damaged one's place; turn ids by row."""
+        # What a damaged row says of its parent is not verified; it only orders what is shown, or what
+        # the stored tokens then have to confirm.
+        turns = {row.id: decode_turn(row.blob, turn_id=row.id, parent=row.parent) for row in good}
+        turns |= {row.id: damaged_turn(row.id, row.parent, row.id) for row in bad}
+        instead = _stand_ins(turns.values())
+        ids: dict[int, int] = {}
+        for row in sorted(turns):
+            turn = turns[row]
+            if turn.is_rebuilt and turn.replaces in ids:
+                ids[row] = ids[turn.replaces]
+                continue
+            turn = instead.get(row, turn) if turn.state == "damaged" else turn
+            ids[row] = ids[turn.id] = turn_id = tree.next_id()
+            parent = None if turn.parent is None else ids.get(turn.parent)
+            if turn.state != "damaged":
+                self._rows[turn_id] = turn.id
+            tree.put(dataclasses.replace(turn, id=turn_id, parent=parent))
+        return ids
+
+    def _mend(self, tree: TurnTree) -> None:
+        damaged = [turn.id for turn in tree.turns() if turn.state == "damaged"]
+        if not damaged:
+            return
+        reasons = {} if self._rebuild is None else self._rebuild(tree)
+        self._not_kept = [turn for id_ in damaged if (turn := tree.get(id_)).is_rebuilt]
+        left = next((tree.get(id_) for id_ in damaged if tree.get(id_).state == "damaged"), None)
+        if left is not None and not self._read_only:
+            why = f", and it cannot be rebuilt: {reasons[left.id]}" if left.id in reasons else ""
+            position = len(tree.path(left.parent))
+            raise self._damaged(f"turn {position} does not match what was written{why}")
+
+    def _damaged(self, what: str) -> StoreError:
+        name = self._conversation.name
+        quoted = shlex.quote(name)
+        return StoreError(
+            f"conversation {name!r} is damaged: {what}; restore it from a backup, read the rest with "
+            f"`edgekv export {quoted}`, or destroy it with `edgekv forget {quoted}`"
+        )
+
+    def save(self, path: list[Turn]) -> None:
+        """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
+        with translated():
+            self._keep_rebuilt()
+            for turn in path[:-1]:
+                if turn.id not in self._rows:
+                    self._append(turn)
+            if path[-1].id in self._rows:
+                self._transcripts.update_turn(self._rows[path[-1].id], encode_turn(path[-1]))
+            else:
+                self._append(path[-1])
+
+    def save_head(self, turn_id: int | None) -> None:
+        """Remember which branch is current."""
+        with translated():
+            self._keep_rebuilt()
+            self._transcripts.set_head(
+                self._conversation.id, None if turn_id is None else self._rows.get(turn_id)
+            )
+
+    def _keep_rebuilt(self) -> None:
+        """Rows for what was rebuilt; parents come before their children."""
+        while self._not_kept:
+            self._append(self._not_kept[0], head=False)
+            del self._not_kept[0]
+
+    def _append(self, turn: Turn, *, head: bool = True) -> None:
+        parent = None if turn.parent is None else self._rows[turn.parent]
+        self._rows[turn.id] = self._transcripts.append_turn(
+            self._conversation.id, parent, encode_turn(turn), head=head
+        )
+
+
+def _stand_ins(turns: Iterable[Turn]) -> dict[int, Turn]:
+    """What was rebuilt, by the row it stands for; the newest where there are several."""
+    return {turn.replaces: turn for turn in turns if turn.is_rebuilt and turn.replaces is not None}
+
+
+def not_replaced(good: Iterable[TurnRow], bad: list[DamagedTurn]) -> list[DamagedTurn]:
+    """Damaged rows for which no rebuilt turn stands."""
+    if not bad:
+        return []
+    known = _stand_ins(decode_turn(row.blob, turn_id=row.id, parent=row.parent) for row in good)
+    return [row for row in bad if row.id not in known]
