@@ -1,6 +1,8 @@
 """What another Python thread loses while something runs: its pace beside it, over its pace alone.
 
 Knows threads; not what runs. Alone and beside take turns, since a shared machine changes from second to second.
+Time in which the thread could run and had no processor, since other programs had them, is not counted: it says
+nothing about the GIL.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,10 +37,11 @@ def pace_kept(work: Callable[[], Pace], rounds: int) -> tuple[list[float], list[
 
 def _pace(run: Callable[[], object]) -> float:
     """Turns a second of a thread that does nothing but Python while `run` runs."""
-    turns, stop = 0, threading.Event()
+    turns, stop, started = 0, threading.Event(), threading.Event()
 
     def turn() -> None:
         nonlocal turns
+        started.set()
         while not stop.is_set():
             for _ in range(1000):
                 pass
@@ -45,11 +49,22 @@ def _pace(run: Callable[[], object]) -> float:
 
     thread = threading.Thread(target=turn, name="edgekv-bench-pace")
     thread.start()
-    began = time.perf_counter()
+    started.wait()
+    assert thread.native_id is not None, "it runs"
+    before, began, waited = turns, time.perf_counter(), _seconds_without_processor(thread.native_id)
     try:
         run()
     finally:
-        seconds = time.perf_counter() - began
+        seconds, done = time.perf_counter() - began, turns - before
+        waited = _seconds_without_processor(thread.native_id) - waited
         stop.set()
         thread.join()
-    return turns / seconds
+    return done / max(seconds - waited, seconds / 100)
+
+
+def _seconds_without_processor(thread: int) -> float:
+    """Since it started; 0 where the system does not count."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, LookupError, ValueError):
+        return 0.0

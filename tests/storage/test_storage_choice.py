@@ -246,6 +246,25 @@ with open_store(Path({str(data_dir)!r}), io="auto") as store:
     assert "refuses io_uring (Operation not permitted)" in printed
 
 
+def test_where_io_uring_is_refused_the_probe_says_so_and_threads_are_chosen(folder):
+    """Guards the whole way from the system's refusal to `doctor`: probe, what is remembered, choice, its reason."""
+    printed = _in_a_process_without_io_uring(
+        f"""
+from pathlib import Path
+from edgekv_storage.io.choice import choose, remember
+from edgekv_storage.io.trial import try_drive
+folder = Path({str(folder)!r})
+found = try_drive(folder)
+assert found.pread > 0 and found.uring == 0, found
+remember(folder, found)
+print(choose("auto", folder).backend, choose("auto", folder).why)
+"""
+    )
+    assert printed == (
+        "pread auto: io_uring cannot be used here: the system refuses it (Operation not permitted)\n"
+    )
+
+
 def test_where_io_uring_is_refused_forcing_it_is_one_clear_error(data_dir):
     """Guards against a silent fallback where the user was explicit."""
     printed = _in_a_process_without_io_uring(

@@ -13,6 +13,7 @@ import pytest
 
 from edgekv_storage import StoreClosed
 from edgekv_storage.files import SegmentFile
+from edgekv_storage.io import uring
 from edgekv_storage.io.pread import PreadReader
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.io.ring import Ring, RingUnusable
@@ -90,6 +91,23 @@ def test_aligned_or_not_the_bytes_are_right(file, content):
         assert job.wait() is None
         assert bytes(job.memory) == content[job.offset : job.offset + len(job.memory)]
     reader.close()
+
+
+@pytest.mark.parametrize(("own_bytes", "is_helped"), [(0, True), (1 << 30, False)])
+def test_a_fast_drive_is_verified_by_two_threads(file, content, monkeypatch, own_bytes, is_helped):
+    """Guards both ways a read ends: by the ring's thread, which saves a hand-over, or by its helper."""
+    monkeypatch.setattr(uring, "_OWN_BYTES", own_bytes)
+    reader = UringReader(32)
+    jobs, by = [Job(file, at % SIZE, 4096) for at in range(0, 8 * SIZE, 4096)], set()
+    for job in jobs:
+        end = job.finish
+        job.finish = lambda error, end=end: (by.add(threading.current_thread().name), end(error))
+    reader.submit(jobs, 0)
+    for job in jobs:
+        assert job.wait() is None
+        assert bytes(job.memory) == content[job.offset : job.offset + 4096]
+    reader.close()
+    assert ("edgekv-verify" in by) == is_helped
 
 
 def test_a_second_odd_address_does_not_turn_direct_reads_off(file, content):
