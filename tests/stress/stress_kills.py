@@ -29,11 +29,14 @@ from stress_kill_child import Child, weaken
 from stress_processes import drain, fork, parallel, send
 from stress_story import Stories
 
+from edgekv_storage import DataDir, KeyChain, check_directory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 DIRECTORY_KILLS = 40  # then a new directory: old ones grow, and a fault of the first minutes shows again
+READY = b'{"kind": "ready"'
 _FINE = re.compile(r"disk limit|key lies in a file")
 _PAGE = 4096
 
@@ -120,7 +123,10 @@ class Campaign:
             Child(self.path, seed, fd).run()
 
         pid, fd = fork(work)
-        told = drain(fd, time.monotonic() + delay)
+        told = b""
+        if self.rng.random() < 0.75:  # the others die within that time of their start, most while opening
+            told = drain(fd, time.monotonic() + 10, READY)
+        told += drain(fd, time.monotonic() + delay)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         told += drain(fd, time.monotonic() + 10)
@@ -207,6 +213,9 @@ def look_at(path: Path, gone: list[str]) -> dict[str, object]:
                 violations.append(f"sequence {sequence}: {served}")
         violations += [f"check: {problem}" for problem in home.store.check()]
         violations += [f"notice: {line}" for line in home.notices() if not _FINE.search(line)]
+    with DataDir.open(path) as directory:
+        checked = check_directory(directory, KeyChain.open(directory, protection="file"))
+    violations += [f"edgekv check: {problem}" for problem in checked.problems]
     return {"violations": violations, "good_leaves": good, "conversations": conversations}
 
 

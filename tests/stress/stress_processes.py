@@ -34,15 +34,17 @@ def fork(work: Callable[[int], None]) -> tuple[int, int]:
     os._exit(0)
 
 
-def drain(fd: int, until: float) -> bytes:
-    """What comes through a pipe until its end or a time (monotonic)."""
-    parts = []
+def drain(fd: int, until: float, mark: bytes | None = None) -> bytes:
+    """What comes through a pipe until its end, a time (monotonic) or a message that begins with `mark`."""
+    parts: list[bytes] = []
     while (left := until - time.monotonic()) > 0:
         if select.select([fd], [], [], left)[0]:
             part = os.read(fd, 1 << 16)
             if not part:
                 break
             parts.append(part)
+            if mark is not None and mark in part:
+                break
     return b"".join(parts)
 
 
