@@ -1,4 +1,4 @@
-"""Opening and writing private files: 0600, never through a symbolic link, all bytes or an error.
+"""Opening, reading and writing private files: 0600, ordinary files only (no link, no pipe), all bytes or an error.
 
 Knows the disk it was given; not the format. A SegmentFile is closed when its last user lets go of it, so a
 reader can never meet a descriptor number that was closed and given to another file.
@@ -20,13 +20,32 @@ if TYPE_CHECKING:
 
     from edgekv_storage.io.disk import Disk
 
-__all__ = ["NO_ROOM", "Buffer", "SegmentFile", "open_private", "sync_directory", "write_all"]
+__all__ = ["NO_ROOM", "Buffer", "SegmentFile", "open_private", "read_private", "sync_directory", "write_all"]
 _IOV_MAX = 1024
 
 
 def open_private(path: Path, flags: int) -> int:
-    """File descriptor; created files are 0600. Raises OSError (ELOOP for a symbolic link)."""
+    """File descriptor of an ordinary file, created 0600; never waits for another process, as a pipe would.
+
+    Raises OSError: ELOOP for a symbolic link, EINVAL for a directory, a pipe or a device.
+    """
     return OS_DISK.open(path, flags)
+
+
+def read_private(path: Path, most_bytes: int) -> bytes:
+    """All of a small ordinary file. Raises OSError: as `open_private`, EFBIG where it is longer."""
+    fd = open_private(path, os.O_RDONLY)
+    try:
+        parts: list[bytes] = []
+        left = most_bytes + 1
+        while left and (part := os.read(fd, left)):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(fd)
+    if not left:
+        raise OSError(errno.EFBIG, f"it is longer than {most_bytes:,} bytes", str(path))
+    return b"".join(parts)
 
 
 def sync_directory(path: Path) -> None:

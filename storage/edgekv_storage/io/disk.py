@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import sqlite3
+import stat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Buffer = bytes | bytearray | memoryview
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE: blocks are reserved, the file's size stays what was written
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a planted pipe must not block
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,7 +50,7 @@ class Disk(Protocol):
     is_real: bool
 
     def open(self, path: Path, flags: int) -> int:
-        """Never through a symbolic link (ELOOP); created files are 0600."""
+        """Ordinary files only, without ever waiting for one; no symbolic link (ELOOP). Created ones are 0600."""
         ...
 
     def open_reading(self, path: Path, *, direct: bool) -> int:
@@ -146,12 +147,15 @@ class OsDisk(Disk):
     is_real = True
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | _FLAGS, 0o600)
+        fd = os.open(path, flags | _FLAGS, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+        os.set_blocking(fd, True)  # io_uring may answer EAGAIN instead of waiting for the drive
+        return fd
 
     def open_reading(self, path: Path, *, direct: bool) -> int:
-        flags = os.O_RDONLY | os.O_NONBLOCK  # a pipe planted under a segment's name must not block
-        fd = self.open(path, flags | (os.O_DIRECT if direct else 0))
-        os.set_blocking(fd, True)  # io_uring may answer EAGAIN instead of waiting for the drive
+        fd = self.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
         if not direct:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         return fd
