@@ -102,6 +102,4 @@ def _rows(pool: torch.Tensor, num_rows: int, width: int, out: torch.Tensor | Non
 def _form(pool: torch.Tensor) -> Form:
     """The chosen form; native gives way to the reference for head dimensions it was not written for."""
     form = dispatch.form_of(pool)
-    if form == "native":
-        return "reference"  # TMP
     return "reference" if form == "native" and pool.shape[4] > MAX_DIM else form

@@ -8,6 +8,7 @@
 #include "threads.h"
 
 #define LEAF 16 /* tokens of a leaf */
+#define NODE 8  /* leaves of a node */
 #define INLINE static inline __attribute__((always_inline, unused))
 
 typedef struct { const float *x, *weight; void *out; long cols; float eps; int bf16; } norm_job;
@@ -38,15 +39,39 @@ typedef struct {
     long tokens, queries, heads, kv_heads, dim, q_stride;
     float scale;
     int causal;
+    const float *turns; /* a row per leaf, or NULL */
+    long turn_width;
+    int interleaved;
+    float *turned; /* scratch where leaves are turned: per part [2][queries * heads][dim] */
     float *out, *lse;
     float *state; /* scratch: per part [queries * heads][dim + 2] */
 } attend_job;
+
+typedef struct { const uint16_t *pool; const int32_t *slots; uint8_t *out; long kv_heads, dim; } abstract_job;
+
+/* rows of the index: leaves' low-bit keys or nodes */
+typedef struct {
+    const float *q;
+    const uint8_t *rows;
+    const int32_t *columns; /* which rows, or NULL: from `first` on */
+    long first, count, queries, heads, kv_heads, dim, q_stride, width;
+    const float *turns; /* a row per column, or NULL; index row i takes the turn of column i * turn_step */
+    long turn_width, turn_step;
+    int interleaved;
+    float scale, alpha; /* alpha: nodes, from the mean (0) to the bound (1) */
+    long padded;        /* blocks, rounded up */
+    float *sums, *tops, *totals, *partners; /* scratch: [block][head][16], [head][padded] twice, [head][dim] */
+    float *out;
+} score_job;
 
 typedef struct {
     const char *name;
     range_fn norm, rope, swiglu, merge, matmul, unpack, append, attend;
     void (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
     void (*attend_finish)(const attend_job *job, int parts);
+    range_fn pack_keys, pack_nodes, score_leaves, score_nodes;
+    void (*score_prepare)(const score_job *job);
+    void (*score_finish)(const score_job *job);
 } kernels;
 
 INLINE float half_to_float(uint16_t half) {

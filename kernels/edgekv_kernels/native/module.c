@@ -19,6 +19,19 @@
 #include "isa.h"
 #pragma GCC pop_options
 
+#pragma GCC push_options /* scores of leaves once more, with the byte dot product */
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
+#define ISA avx512vnni
+#define W 16
+#define HAS_VNNI 1
+#include "vec.h"
+#include "turning.h"
+#include "scoring.h"
+#undef HAS_VNNI
+#undef ISA
+#undef W
+#pragma GCC pop_options
+
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #define ISA avx2
@@ -46,6 +59,9 @@
 
 static const kernels *best = &table_base;
 static int has_bf16 = 0; /* attend_many, product and panels can run */
+static range_fn score_leaves_by; /* best->score_leaves, or a better one */
+
+#include "select.h"
 
 /* Bytes of work under which threads and giving up the GIL cost more than they bring. */
 #define SERIAL_BYTES 65536
@@ -188,6 +204,84 @@ KERNEL(attend_many) { /* attend job (12), causal; bfloat16 products. Callable on
     Py_RETURN_NONE;
 }
 
+KERNEL(pack_keys) { /* pool, slots, out, leaves, kv_heads, dim */
+    ARGS(6)
+    abstract_job job = {.pool = POINTER(0), .slots = POINTER(1), .out = POINTER(2), .kv_heads = INTEGER(4),
+                        .dim = INTEGER(5)};
+    long leaves = INTEGER(3);
+    NO_ERROR;
+    over_rows(best->pack_keys, &job, leaves, 1, leaves * LEAF * job.kv_heads * job.dim * 2);
+    Py_RETURN_NONE;
+}
+
+KERNEL(pack_nodes) { /* pool, slots, out, nodes, kv_heads, dim */
+    ARGS(6)
+    abstract_job job = {.pool = POINTER(0), .slots = POINTER(1), .out = POINTER(2), .kv_heads = INTEGER(4),
+                        .dim = INTEGER(5)};
+    long nodes = INTEGER(3);
+    NO_ERROR;
+    over_rows(best->pack_nodes, &job, nodes, 1, nodes * NODE * LEAF * job.kv_heads * job.dim * 2);
+    Py_RETURN_NONE;
+}
+
+/* q, rows, columns, first, count, scale, queries, heads, dim, q_stride, width, turns, turn_width, interleaved */
+static score_job score_job_of(PyObject *const *args, long per_dim) {
+    score_job job = {.q = POINTER(0), .rows = POINTER(1), .columns = POINTER(2), .first = INTEGER(3),
+                     .count = INTEGER(4), .scale = REAL(5), .queries = INTEGER(6), .heads = INTEGER(7),
+                     .dim = INTEGER(8), .q_stride = INTEGER(9), .width = INTEGER(10), .turns = POINTER(11),
+                     .turn_width = INTEGER(12), .interleaved = (int)INTEGER(13), .turn_step = 1};
+    job.kv_heads = job.width / (per_dim * job.dim + 8);
+    return job;
+}
+static scorer scorer_now(void) {
+    return (scorer){score_leaves_by, best->score_nodes, best->score_prepare, best->score_finish};
+}
+/* Selection runs in every layer of every token. Beside a busy Python thread, getting the interpreter lock back
+   takes milliseconds and a call tens of microseconds, so the lock is given up for long calls only. */
+#define SCORE_BYTES(job) ((job).count * (job).width * (job).queries / 16)
+
+KERNEL(score_leaves) { /* score job (14), out */
+    ARGS(15)
+    score_job job = score_job_of(args, 6);
+    job.out = POINTER(14);
+    NO_ERROR;
+    scorer by = scorer_now();
+    int done;
+    RUN(SCORE_BYTES(job), done = score(&by, by.leaves, &job));
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+KERNEL(score_nodes) { /* score job (14), out, alpha */
+    ARGS(16)
+    score_job job = score_job_of(args, 3);
+    job.out = POINTER(14);
+    job.alpha = REAL(15);
+    job.turn_step = NODE;
+    NO_ERROR;
+    scorer by = scorer_now();
+    int done;
+    RUN(SCORE_BYTES(job), done = score(&by, by.nodes, &job));
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* score job (14), out, mass, budget, nodes, num_nodes, max_candidates, extra, num_extra, alpha -> how many */
+KERNEL(select_leaves) {
+    ARGS(23)
+    score_job job = score_job_of(args, 6);
+    choice want = {.out = POINTER(14), .mass = POINTER(15), .budget = INTEGER(16), .nodes = POINTER(17),
+                   .num_nodes = INTEGER(18), .max_candidates = INTEGER(19), .extra = POINTER(20),
+                   .num_extra = INTEGER(21)};
+    job.alpha = REAL(22);
+    NO_ERROR;
+    scorer by = scorer_now();
+    long count;
+    RUN(SCORE_BYTES(job), count = select_best(&by, &job, &want));
+    if (count < 0) return PyErr_NoMemory();
+    return PyLong_FromLong(count);
+}
+
 KERNEL(panels) { /* w, out, n, k. Callable only where has_bf16() */
     ARGS(4)
     const void *w = POINTER(0);
@@ -235,6 +329,7 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
     (void)self;
     if (!wanted) return NULL;
     const kernels *chosen = NULL;
+    range_fn scoring = NULL;
     int bf16 = 0;
 #ifdef HAS_X86_ISAS
     __builtin_cpu_init();
@@ -244,6 +339,7 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
     if (avx512 && strcmp(wanted, "avx512") == 0) {
         chosen = &table_avx512;
         bf16 = __builtin_cpu_supports("avx512bf16") != 0;
+        scoring = __builtin_cpu_supports("avx512vnni") ? score_leaves_avx512vnni : NULL;
     }
     if (avx2 && strcmp(wanted, "avx2") == 0) chosen = &table_avx2;
 #endif
@@ -251,6 +347,7 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
     if (chosen) {
         best = chosen;
         has_bf16 = bf16;
+        score_leaves_by = scoring ? scoring : best->score_leaves;
     }
     return PyBool_FromLong(chosen != NULL);
 }
@@ -259,6 +356,7 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
 static PyMethodDef methods[] = {
     ENTRY(rms_norm), ENTRY(rope), ENTRY(swiglu), ENTRY(merge), ENTRY(matmul), ENTRY(unpack), ENTRY(append_kv),
     ENTRY(attend), ENTRY(attend_many), ENTRY(panels), ENTRY(product),
+    ENTRY(pack_keys), ENTRY(pack_nodes), ENTRY(score_leaves), ENTRY(score_nodes), ENTRY(select_leaves),
     {"isa", py_isa, METH_NOARGS, NULL},
     {"has_bf16", py_has_bf16, METH_NOARGS, NULL},
     {"choose", py_choose, METH_O, NULL},

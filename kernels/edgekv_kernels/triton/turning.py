@@ -2,7 +2,7 @@
 
 # Triton kernels are typed by what they are launched with.
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201
 
 from __future__ import annotations
 

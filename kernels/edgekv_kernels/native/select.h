@@ -1,0 +1,128 @@
+/* Scoring over threads, and the choice of the best: what is the same for every instruction set. */
+#pragma once
+
+#define SCORED 16 /* rows of one work item */
+
+typedef struct { range_fn leaves, nodes; void (*prepare)(const score_job *); void (*finish)(const score_job *); } scorer;
+
+/* job->out filled with the mass of every row; 0 when scratch memory is missing */
+static int score(const scorer *by, range_fn fn, score_job *job) {
+    long blocks = (job->count + SCORED - 1) / SCORED, heads = job->queries * job->heads;
+    job->padded = (blocks + 15) / 16 * 16;
+    size_t sums = (size_t)blocks * heads * SCORED, tops = (size_t)heads * job->padded;
+    size_t partners = job->turns ? (size_t)heads * job->dim : 0;
+    job->sums = malloc((sums + 2 * tops + partners) * sizeof(float));
+    if (!job->sums) return 0;
+    job->tops = job->sums + sums;
+    job->totals = job->tops + tops;
+    job->partners = job->totals + tops;
+    if (job->turns) by->prepare(job);
+    run_parts(fn, job, blocks, 1, parts_for(blocks, job->count * job->width * job->queries > 65536));
+    by->finish(job);
+    free(job->sums);
+    return 1;
+}
+
+/* The k-th largest of n floats (1 <= k <= n); reorders them. None may be NaN. */
+static float kth_largest(float *x, long n, long k) {
+    long low = 0, high = n - 1;
+    k--;
+    while (low < high) {
+        long middle = low + (high - low) / 2, i = low, j = high;
+        float a = x[low], b = x[middle], c = x[high];
+        float pivot = a < b ? (b < c ? b : a < c ? c : a) : (a < c ? a : b < c ? c : b);
+        while (i <= j) {
+            while (x[i] > pivot) i++;
+            while (x[j] < pivot) j--;
+            if (i <= j) {
+                float swap = x[i];
+                x[i++] = x[j];
+                x[j--] = swap;
+            }
+        }
+        if (k <= j) high = j;
+        else if (k >= i) low = i;
+        else break;
+    }
+    return x[k];
+}
+
+/* Indexes of the k largest of n masses, ascending; scratch holds n floats. */
+static long best_of(const float *mass, long n, long k, float *scratch, int32_t *out) {
+    if (k >= n) {
+        for (long i = 0; i < n; i++) out[i] = (int32_t)i;
+        return n;
+    }
+    memcpy(scratch, mass, (size_t)n * sizeof(float));
+    float least = kth_largest(scratch, n, k);
+    long above = 0, count = 0;
+    for (long i = 0; i < n; i++) above += mass[i] > least;
+    long equal = k - above; /* of those that are just as good, the first */
+    for (long i = 0; i < n && count < k; i++)
+        if (mass[i] > least || (mass[i] == least && equal-- > 0)) out[count++] = (int32_t)i;
+    return count;
+}
+
+typedef struct {
+    int32_t *out;    /* [budget] */
+    float *mass;     /* [budget] or NULL */
+    const uint8_t *nodes;
+    const int32_t *extra;
+    long budget, num_nodes, max_candidates, num_extra;
+} choice;
+
+/* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
+static int mark_candidates(const scorer *by, const score_job *job, const choice *want, uint8_t *marks, float *mass,
+                           float *scratch, int32_t *found) {
+    long first = job->first, last = job->first + job->count;
+    long first_node = (first + NODE - 1) / NODE, last_node = last / NODE;
+    if (last_node > want->num_nodes) last_node = want->num_nodes;
+    if (last_node <= first_node) {
+        memset(marks, 1, (size_t)job->count);
+        return 1;
+    }
+    score_job nodes = *job;
+    nodes.rows = want->nodes;
+    nodes.width = job->kv_heads * (3 * job->dim + 8);
+    nodes.first = first_node;
+    nodes.count = last_node - first_node;
+    nodes.turn_step = NODE;
+    nodes.out = mass;
+    if (!score(by, by->nodes, &nodes)) return 0;
+    memset(marks, 0, (size_t)job->count);
+    memset(marks, 1, (size_t)(first_node * NODE - first));
+    memset(marks + last_node * NODE - first, 1, (size_t)(last - last_node * NODE));
+    long kept = best_of(mass, nodes.count, want->max_candidates / NODE, scratch, found);
+    for (long i = 0; i < kept; i++) memset(marks + (first_node + found[i]) * NODE - first, 1, NODE);
+    for (long i = 0; i < want->num_extra; i++)
+        if (want->extra[i] >= first && want->extra[i] < last) marks[want->extra[i] - first] = 1;
+    return 1;
+}
+
+/* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
+static long select_best(const scorer *by, score_job *job, const choice *want) {
+    long n = job->count, first = job->first;
+    float *mass = malloc((size_t)n * (2 * sizeof(float) + 2 * sizeof(int32_t) + 1));
+    if (!mass) return -1;
+    float *scratch = mass + n;
+    int32_t *columns = (int32_t *)(scratch + n), *found = columns + n;
+    uint8_t *marks = (uint8_t *)(found + n);
+    long count = -1;
+    if (want->nodes && n > want->max_candidates) {
+        if (!mark_candidates(by, job, want, marks, mass, scratch, found)) goto done;
+        job->count = 0;
+        for (long i = 0; i < n; i++)
+            if (marks[i]) columns[job->count++] = (int32_t)(first + i);
+        job->columns = columns;
+    }
+    job->out = mass;
+    if (job->count && !score(by, by->leaves, job)) goto done;
+    count = best_of(mass, job->count, want->budget, scratch, found);
+    for (long i = 0; i < count; i++) {
+        want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
+        if (want->mass) want->mass[i] = mass[found[i]];
+    }
+done:
+    free(mass);
+    return count;
+}
