@@ -142,9 +142,10 @@ def select_leaves(
     """Write the `budget` columns of [first, last) with the largest estimated mass to `out`, ascending; their count.
 
     out: int32 [>= min(budget, last - first)]; mass: float32 of at least that length, filled with the estimated mass
-    of each column in `out`. Without it nothing is scored where the range fits the budget. With `nodes` and more than `max_candidates` columns in the range, the
-    `max_candidates // 8` most promising nodes are found first, and only their columns, those in no whole node and
-    those of `extra` (int32, any order, others than the range's are ignored) are scored.
+    of each column in `out`. Without it nothing is scored where the range fits the budget. With `nodes` and more
+    than `max_candidates` columns in the range, the `max_candidates // 8` most promising nodes are found first, and
+    only their columns, those in no whole node and those of `extra` are scored (int32, any order; columns outside
+    the range are ignored).
     """
     assert 0 <= first <= last <= len(keys), (first, last, keys.shape)
     assert budget >= 0, budget

@@ -153,6 +153,7 @@ INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float
                 FN(quantize)(query, quantum[g], D, quantized + g * SIZE);
             }
         FN(weigh)(quantized, row + 8 + D, D, G, SIZE, weights);
+        __asm__ volatile("" : "+m"(weights)); /* four at a time from memory: from registers takes two shuffles each */
         vf dot[4] = {{0}};
         for (int i = 0; i < D; i += W) {
             vf x = load_s8((const int8_t *)row + 8 + i);
@@ -277,13 +278,17 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
         for (long h = 0; h < job->kv_heads; h++) {
             for (int c = 0; c < b.count; c++) b.rows[c] = rows[c] + h * size;
             if (!is_node) {
-                uint8_t most[256] = {0};
-                for (int c = 0; c < b.count; c++)
-                    for (int d = 0; d < D; d++) {
-                        uint8_t step = b.rows[c][8 + D + d];
-                        most[d] = step > most[d] ? step : most[d];
+                for (int d = 0; d < D; d += 16) {
+                    typedef uint8_t v16 __attribute__((vector_size(16)));
+                    v16 all = {0};
+                    for (int c = 0; c < b.count; c++) {
+                        v16 step;
+                        memcpy(&step, b.rows[c] + 8 + D + d, 16);
+                        v16 larger = (v16)(all > step);
+                        all = (all & larger) | (step & ~larger);
                     }
-                for (int d = 0; d < D; d++) b.most[d] = most[d];
+                    for (int i = 0; i < 16; i++) b.most[d + i] = all[i];
+                }
             }
             for (long t = 0; t < job->queries; t++)
                 for (long g = 0; g < group; g += 4) {

@@ -6,7 +6,7 @@ INLINE long FN(partner)(long d, long half, int interleaved) {
 }
 
 /* what each of q's dimensions is mixed with: minus the second of a pair for the first, the first for the second */
-static void FN(partners)(const float *q, long dim, long width, int interleaved, float *out) {
+INLINE void FN(partners)(const float *q, long dim, long width, int interleaved, float *out) {
     long half = width / 2;
     for (long d = 0; d < dim; d++) {
         int first = interleaved ? !(d & 1) : d < half;

@@ -40,7 +40,7 @@ def attend_leaves(
     turns: torch.Tensor | None,
     style: str,
 ) -> None:
-    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`; turned per leaf by `turns`."""
+    """Queries [T, Hq, D] over the first `num_tokens` tokens of the leaves in `slots`, turned by `turns`."""
     leaves = pool[slots.long()]  # [n, 2, Hkv, 16, D]
     if turns is not None:
         leaves = leaves.float()

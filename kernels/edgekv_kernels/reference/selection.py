@@ -13,7 +13,8 @@ NODE_LEAVES = 8
 def _grouped(q: torch.Tensor, num_kv_heads: int, turns: torch.Tensor | None, style: str) -> torch.Tensor:
     """Queries [T, Hq, D] as [n or 1, T, Hkv, G, D], turned per row of `turns` if given."""
     every = q[None] if turns is None else turned(q, turns, style)
-    return every.unflatten(2, (num_kv_heads, -1))
+    num_turns, num_queries, num_heads, dim = every.shape
+    return every.reshape(num_turns, num_queries, num_kv_heads, num_heads // num_kv_heads, dim)
 
 
 def score_leaves(
@@ -95,4 +96,4 @@ def candidates(promise: torch.Tensor, first_node: int, first: int, last: int, ke
     inside = (best[:, None] * NODE_LEAVES + torch.arange(NODE_LEAVES, device=best.device)).flatten()
     before = torch.arange(first, first_node * NODE_LEAVES, device=best.device)
     after = torch.arange((first_node + len(promise)) * NODE_LEAVES, last, device=best.device)
-    return torch.cat((before, inside, after)).unique()
+    return torch.cat((before, inside, after)).sort().values  # the three are disjoint

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def turned(q: torch.Tensor, turns: torch.Tensor, style: str) -> torch.Tensor:
-    """q [T, Hq, D] turned once per row of turns [n, R] -> [n, T, Hq, D]."""
+    """Queries [T, Hq, D] turned once per row of turns [n, R] -> [n, T, Hq, D]."""
     half = turns.shape[1] // 2
     cos, sin = turns[:, None, None, :half], turns[:, None, None, half:]
     return _turn_(q.expand(len(turns), *q.shape).clone(), cos, sin, style)
