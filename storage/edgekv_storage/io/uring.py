@@ -1,10 +1,10 @@
-"""Reads by io_uring: one thread keeps the drive's queue full and verifies what has landed, a second helps it.
+"""Reads by io_uring: one thread keeps the drive's queue full and verifies what has landed.
 
-Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. Both threads start with the first
+Knows jobs, priorities, refusals and retries; the ring itself is in ring.py. The thread starts with the first
 job. A ring that cannot be had leaves everything to `PreadReader`.
 
-One thread does it all as long as it keeps up: handing a read over costs two switches of threads, and beside a
-thread that is busy with Python each wait for the GIL costs 5 ms, however much is done after it.
+One thread does it all: handing a read over costs two switches of threads, decryption goes one at a time anyway,
+and beside a thread that is busy with Python each wait for the GIL costs 5 ms, however much is done after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import errno
 import heapq
 import logging
 import os
-import queue
 import threading
 import time
 from collections import deque
@@ -37,7 +36,6 @@ _MAX_BYTES = (
     16 << 20
 )  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
-_OWN_BYTES = 4 << 20  # landed and not verified: with more the drive is the faster one, and help is worth it
 _LONG_COPY = 64 << 10
 
 
@@ -75,7 +73,6 @@ class UringReader:
         self._fallback: PreadReader | None = None
         self._staged: deque[Prepared[_Flight]] = deque()
         self._landed: deque[tuple[_Flight, int | OSError]] = deque()
-        self._shared: queue.SimpleQueue[tuple[_Flight, int | OSError] | None] = queue.SimpleQueue()
         self._begun_bytes = 0
 
     @property
@@ -132,8 +129,6 @@ class UringReader:
             return
         with self._lock:
             self._ring = ring
-        helper = threading.Thread(target=self._help, name="edgekv-verify", daemon=True)
-        helper.start()
         try:
             self._serve(ring)
         except OSError as error:
@@ -141,8 +136,6 @@ class UringReader:
         except Exception as error:  # noqa: BLE001  a dead thread would hang every waiter
             _log.exception("the ring's thread failed on our side")
             self._give_up(ring, f"io_uring failed ({error})")
-        self._shared.put(None)
-        helper.join()
         with self._lock:
             self._ring = None
         ring.close()
@@ -153,10 +146,11 @@ class UringReader:
             is_sent = self._start(ring)  # first of all: until then the drive may have nothing to do
             landed.extend(ring.completed())
             is_over = self._stage(ring)
+            was_held = False
             if landed and not (self._staged and ring.room):
-                self._share()
+                was_held = self._begun_bytes >= _MAX_BYTES
                 self._land(*landed.popleft())
-            if landed or (is_sent and self._staged and ring.room):
+            if landed or was_held or (is_sent and self._staged and ring.room):
                 continue
             if is_over and not ring.in_flight:
                 return
@@ -164,16 +158,6 @@ class UringReader:
                 ring.wait()
             else:
                 time.sleep(_BUSY_SECONDS)
-
-    def _share(self) -> None:
-        while len(self._landed) > 1 and len(self._landed) * self._landed[0][0].num_bytes > _OWN_BYTES:
-            self._shared.put(self._landed.popleft())
-
-    def _help(self) -> None:
-        """The helper's thread."""
-        while (item := self._shared.get()) is not None:
-            self._land(*item)
-            del item
 
     def _start(self, ring: Ring[_Flight]) -> bool:
         """Sends what is prepared and fits; False where the kernel is too busy to take it."""
@@ -184,9 +168,9 @@ class UringReader:
     def _stage(self, ring: Ring[_Flight]) -> bool:
         """Prepares what fits and a little more; True when closed and nothing waits any more."""
         while (wanted := max(0, ring.room) + _AHEAD - len(self._staged)) > 0:
+            if self._begun_bytes >= _MAX_BYTES:
+                return False
             with self._lock:
-                if self._begun_bytes >= _MAX_BYTES:
-                    return False
                 count = min(wanted, len(self._queue), _AHEAD)
                 jobs = [heapq.heappop(self._queue)[2] for _ in range(count)]
                 if not jobs:
@@ -235,8 +219,7 @@ class UringReader:
                 target = [bounce]
             flight = _Flight(job, buffers, bounce, sum(map(len, buffers)))
             read = ring.prepare(flight, fd, target, offset, copies=copies)
-            with self._lock:
-                self._begun_bytes += flight.num_bytes
+            self._begun_bytes += flight.num_bytes
             self._staged.append(read)
         except OSError as error:
             job.finish(error)
@@ -260,8 +243,4 @@ class UringReader:
         if bounce is not None:
             POOL.give(bounce)
         job.finish(error)
-        with self._lock:
-            was_full = self._begun_bytes >= _MAX_BYTES
-            self._begun_bytes -= num_bytes
-            if was_full and self._begun_bytes < _MAX_BYTES and self._ring is not None:
-                self._ring.wake()
+        self._begun_bytes -= num_bytes
