@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv.cache.leaf import LEAF_TOKENS
-from edgekv_storage import Layout, LeafRead, Store
+from edgekv_kernels import NODE_LEAVES, key_bytes, node_bytes
+from edgekv_storage import Layout, LeafRead, Pieces, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ TEXT = "made-up leaves"
 SEQUENCE = b"bench-made-up-00"
 _NAMESPACE = b"exact"
 _DISTINCT = 64  # columns of random bytes, written again and again
+_NODES, _KEYS = 1, 2  # kinds of sections
 
 
 def open_store(path: Path, shape: LeafShape, *, keys: Keys | None, io: str = "auto") -> Store:
@@ -32,10 +34,11 @@ def open_store(path: Path, shape: LeafShape, *, keys: Keys | None, io: str = "au
 
 
 class MadeUp:
-    """One sequence that grows turn by turn."""
+    """One sequence that grows turn by turn; `has_index`: with the bytes that selection needs of each leaf."""
 
-    def __init__(self, shape: LeafShape, sequence_id: bytes = SEQUENCE) -> None:
+    def __init__(self, shape: LeafShape, sequence_id: bytes = SEQUENCE, *, has_index: bool = False) -> None:
         self.shape = shape
+        self._has_index = has_index
         self.sequence_id = sequence_id
         self.num_tokens = 0
         self.places: list[LeafPlace] = []
@@ -62,8 +65,18 @@ class MadeUp:
         keys = store.leaf_keys(self.sequence_id, _NAMESPACE, ids, parent)
         run = slice(0, (stop - start) * self.shape.leaf_bytes)
         payload = [memoryview(layer[run]) for layer in self._leaves]
-        self.places += store.append(self.sequence_id, keys, parent, ids, payload)
+        sections = self._index(start, stop) if self._has_index else {}
+        self.places += store.append(self.sequence_id, keys, parent, ids, payload, sections=sections)
         self._keys += keys
+
+    def _index(self, start: int, stop: int) -> dict[int, Pieces]:
+        """Low-bit keys of the leaves, and abstracts of the nodes that they complete."""
+        layers, heads, dim = self.shape.num_layers, self.shape.num_kv_heads, self.shape.head_dim
+        size = layers * (stop - start) * key_bytes(heads, dim)
+        values = self._leaves.reshape(-1).data
+        keys = Pieces.of_leaves(values[:size], layers, stop - start, NODE_LEAVES)
+        size = layers * (stop // NODE_LEAVES - start // NODE_LEAVES) * node_bytes(heads, dim)
+        return {_KEYS: keys} | ({_NODES: Pieces(values[:size], size)} if size else {})
 
     def read(self, store: Store, run: int, step: int) -> int:
         """Reads `run` adjacent leaves at every `step`-th place; how many bytes. All must verify.

@@ -128,10 +128,11 @@ def test_writes_count_footers_and_match_the_files(bench):
     for part in (made_up, [row for row in report["rows"] if row not in made_up]):
         rows = rows_by_metric({"rows": part})
         assert rows["segment_bytes_written"]["ours"] == rows["segment_file_bytes"]["ours"]
-        leaves = rows["leaf_bytes"]["ours"]
-        assert rows["write_amplification"]["ours"] == rows["segment_bytes_written"]["ours"] / leaves
+        needed = rows["leaf_bytes"]["ours"] + rows["index_bytes"]["ours"]
+        assert rows["write_amplification"]["ours"] == rows["segment_bytes_written"]["ours"] / needed
         assert rows["write_amplification"]["ours"] > 1
     assert {(row["context"], row["encrypted"]) for row in made_up} == {(3000, True)}
+    assert rows_by_metric({"rows": made_up})["index_bytes"]["ours"] > 0
 
 
 def test_encryption_is_compared_with_a_plain_store_row_by_row(bench, data_dir):

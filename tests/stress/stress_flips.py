@@ -139,7 +139,7 @@ def _compare(home: Home, sample: Sample) -> tuple[str, list[str]]:
             continue
         if served.wrong:
             broken.append(f"{served.wrong} wrong leaves")
-        elif served.good < LEAVES_GOOD and outcome == "harmless":
+        elif (served.good < LEAVES_GOOD or served.damaged) and outcome == "harmless":
             outcome = "recomputed"
     return outcome, broken
 

@@ -22,6 +22,8 @@ from edgekv_storage.segments.format import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from edgekv_storage.crypt import Seal
     from edgekv_storage.files import Buffer
 
@@ -60,6 +62,12 @@ class Cut:
     def size(self, first: int, count: int = 1) -> int:
         """Bytes of `count` adjacent pieces."""
         return self.start(first + count) - self.start(first)
+
+    def sizes(self, first: int, count: int) -> Iterator[int]:
+        """Bytes of each of `count` adjacent pieces: the way to go through thousands of them."""
+        per_run, size = self.pieces_per_run, self.piece_bytes
+        last = self.run_bytes - (per_run - 1) * size
+        return (last if (piece + 1) % per_run == 0 else size for piece in range(first, first + count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +127,14 @@ class Section:
         cut = CUT.pack(self.cut.piece_bytes, 0, self.cut.run_bytes)
         return SECTION.pack(self.kind, flags, self.offset, self.num_bytes, cut)
 
+    @property
+    def tag_bytes(self) -> int:
+        """Bytes of the tag behind each piece."""
+        return TAG_BYTES if self.tag is None else 0
+
     def sealed_start(self, piece: int) -> int:
         """Bytes from the section's start to a piece, or to the end of them all."""
-        return self.cut.start(piece) + (piece * TAG_BYTES if self.tag is None else 0)
+        return self.cut.start(piece) + piece * self.tag_bytes
 
     def open_piece(
         self, seal: Seal, record: int, context: bytes, piece: int, sealed: memoryview, out: memoryview
@@ -135,7 +148,7 @@ class Section:
         return plain is not None
 
 
-def part_of(section: Section, data: bytes, num_leaves: int, first: int, count: int) -> Pieces:
+def part_of(section: Section, data: Buffer, num_leaves: int, first: int, count: int) -> Pieces:
     """The section for a copy of `count` leaves from `first` on; `num_leaves` are the record's."""
     cut = section.cut
     if count < num_leaves:
@@ -175,14 +188,13 @@ def seal_section(
         ), sealed
     cut, plain = data.cut, memoryview(data.data).cast("B")
     out = memoryview(bytearray(section_bytes(data)))
-    at = 0
-    for piece in range(cut.num_pieces):
-        start, size = cut.start(piece), cut.size(piece)
+    start = at = 0
+    for piece, size in enumerate(cut.sizes(0, cut.num_pieces)):
         behind = at + size + TAG_BYTES
         index = piece_index(place, piece)
         tag = seal.seal_into(record, index, context, plain[start : start + size], out[at:behind])
         out[behind - TAG_BYTES : behind] = tag
-        at = behind
+        start, at = start + size, behind
     return Section(place, kind, offset, len(out), cut, is_by_leaf=data.is_by_leaf), out
 
 

@@ -23,6 +23,7 @@ from edgekv_storage.store.transfer import LeafPlace, LeafRead
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edgekv_storage.files import Buffer
     from edgekv_storage.segments.format import Layout
     from edgekv_storage.segments.record import RecordTables
     from edgekv_storage.segments.sections import Pieces
@@ -142,10 +143,10 @@ class Compactor:
         )
         self._write(job, extent, LeafRange(part.record, part.first, count), count == len(known.keys))
 
-    def _sections(self, first: LeafPlace, tables: RecordTables, count: int) -> dict[int, bytes | Pieces]:
+    def _sections(self, first: LeafPlace, tables: RecordTables, count: int) -> dict[int, Buffer | Pieces]:
         """Sections of `count` leaves from `first` on: all with a whole record, those by leaf with a part of it."""
         of_record = tables.header.num_leaves
-        kept: dict[int, bytes | Pieces] = {}
+        kept: dict[int, Buffer | Pieces] = {}
         for section in tables.sections:
             if count < of_record and not section.is_by_leaf:
                 continue

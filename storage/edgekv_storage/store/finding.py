@@ -92,7 +92,8 @@ class Finding:
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
         """A typed section of the record that holds `place`; None where it has none or it is damaged."""
-        return self._sections.read_all([place], kind)[0].data
+        data = self._sections.read_all([place], kind)[0].data
+        return None if data is None else bytes(data)
 
     def read_sections(self, places: Sequence[LeafPlace], kind: int, priority: int = 0) -> list[SectionData]:
         """The sections of one kind of all records that hold any of `places`, asked for at once; waits.

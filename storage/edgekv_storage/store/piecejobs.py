@@ -66,14 +66,13 @@ class PieceRun(NamedTuple):
 
     def _open(self, data: memoryview, offset: int) -> list[LeafFault]:
         bad = []
-        section, base = self.section, self.section_offset - offset
-        at = 0
-        for piece in range(self.first, self.first + self.num_pieces):
-            sealed = data[base + section.sealed_start(piece) : base + section.sealed_start(piece + 1)]
-            into = self.out[at : at + section.cut.size(piece)]
-            at += len(into)
-            if not self._open_one(piece, sealed, into) and not self._read_again(piece, into):
+        start, at = self.start - offset, 0
+        for piece, size in enumerate(self.section.cut.sizes(self.first, self.num_pieces), self.first):
+            stop = start + size + self.section.tag_bytes
+            into = self.out[at : at + size]
+            if not self._open_one(piece, data[start:stop], into) and not self._read_again(piece, into):
                 bad.append(LeafFault(self.request, self.skipped + piece - self.first, "damaged on disk"))
+            start, at = stop, at + size
         return bad
 
     def _open_one(self, piece: int, sealed: memoryview, into: memoryview) -> bool:

@@ -24,7 +24,7 @@ class SectionData(NamedTuple):
     """
 
     place: LeafPlace
-    data: bytes | None
+    data: bytearray | None
 
 
 class Sections:
@@ -73,10 +73,7 @@ class Sections:
         transfer.wait()
         for fault in transfer.result:
             outs[fault.request] = None
-        return [
-            SectionData(place, None if out is None else bytes(out))
-            for place, out in zip(firsts.values(), outs, strict=True)
-        ]
+        return [SectionData(place, out) for place, out in zip(firsts.values(), outs, strict=True)]
 
     def provenances(self, places: Sequence[LeafPlace]) -> list[int | None]:
         """The provenance code of each leaf's record; None where the leaf is not in the store any more."""
