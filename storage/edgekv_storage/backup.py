@@ -10,12 +10,11 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import KeysDamaged, StorageError, TranscriptDamaged, UnknownFormat, Unwritable
-from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.files import NotAFile, open_private, sync_directory
 from edgekv_storage.keychain.keychain import look
 
 if TYPE_CHECKING:
@@ -145,10 +144,11 @@ def _copy_files(source: Path, target: Path, names: list[str]) -> None:
 
 def _copy_file(source: Path, target: Path) -> None:
     """Ordinary files only, never through a link, 0600, on the drive when this returns."""
-    old = open_private(source, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(old).st_mode):
-            raise UnknownFormat(f"{source} is not an ordinary file: it was not copied")
+        old = open_private(source, os.O_RDONLY)
+    except NotAFile as error:
+        raise UnknownFormat(f"{source} is not an ordinary file: it was not copied") from error
+    try:
         new = open_private(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             while data := os.read(old, _COPY_BYTES):

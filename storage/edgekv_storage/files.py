@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from edgekv_storage.io.disk import NO_ROOM, OS_DISK, Buffer
+from edgekv_storage.io.disk import NO_ROOM, OS_DISK, Buffer, NotAFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,14 +20,23 @@ if TYPE_CHECKING:
 
     from edgekv_storage.io.disk import Disk
 
-__all__ = ["NO_ROOM", "Buffer", "SegmentFile", "open_private", "read_private", "sync_directory", "write_all"]
+__all__ = [
+    "NO_ROOM",
+    "Buffer",
+    "NotAFile",
+    "SegmentFile",
+    "open_private",
+    "read_private",
+    "sync_directory",
+    "write_all",
+]
 _IOV_MAX = 1024
 
 
 def open_private(path: Path, flags: int) -> int:
     """File descriptor of an ordinary file, created 0600; never waits for another process, as a pipe would.
 
-    Raises OSError: ELOOP for a symbolic link, EINVAL for a directory, a pipe or a device.
+    Raises OSError: NotAFile for a directory, a pipe or a device, ELOOP for a symbolic link.
     """
     return OS_DISK.open(path, flags)
 

@@ -28,6 +28,10 @@ _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a planted
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NotAFile(OSError):
+    """A folder, a pipe, a device where a file was expected."""
+
+
 class Item(NamedTuple):
     """A name in a directory; `num_bytes` and `used_ns` are those of the file itself, links not followed."""
 
@@ -150,7 +154,7 @@ class OsDisk(Disk):
         fd = os.open(path, flags | _FLAGS, 0o600)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+            raise NotAFile(errno.EINVAL, "it is not an ordinary file", str(path))
         os.set_blocking(fd, True)  # io_uring may answer EAGAIN instead of waiting for the drive
         return fd
 

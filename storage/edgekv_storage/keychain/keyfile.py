@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import KeyUnavailable, WrongCode
-from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.files import NotAFile, open_private, sync_directory
 from edgekv_storage.keychain.recovery import decode_recovery, encode_recovery
 from edgekv_storage.keychain.unlocking import RECOVER
 
@@ -49,18 +48,17 @@ def write(path: Path, place: Place, master: bytes) -> None:
 def read(path: Path, place: Place) -> bytes:
     """The master key. Raises KeyUnavailable for a missing, foreign, damaged or open file."""
     try:
-        fd = open_private(path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_private(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise KeyUnavailable(
             f"the key file {path} is missing: put it back (--key-file names another place), {RECOVER}"
         ) from error
+    except NotAFile as error:
+        raise KeyUnavailable(f"{path} is not an ordinary file; put the key file back, {RECOVER}") from error
     except OSError as error:
         raise KeyUnavailable(f"the key file {path} cannot be read: {error.strerror}") from error
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyUnavailable(f"{path} is not an ordinary file; put the key file back, {RECOVER}")
-        if status.st_mode & 0o077:
+        if os.fstat(fd).st_mode & 0o077:
             raise KeyUnavailable(
                 f"the key file {path} can be read by other users: `chmod 600` it, then replace the key with "
                 "`edgekv key rotate`"
@@ -86,12 +84,10 @@ def read(path: Path, place: Place) -> bytes:
 def remove(path: Path, place: Place) -> None:
     """Only a file of exactly this place: a name in a planted keys.db must not delete somebody's file."""
     try:
-        fd = open_private(path, os.O_RDWR | os.O_NONBLOCK)
-    except FileNotFoundError:
+        fd = open_private(path, os.O_RDWR)
+    except (FileNotFoundError, NotAFile):
         return
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return
         data = os.pread(fd, _MOST_FILE_BYTES, 0)
         ours = f"{_FILE_WORD} {place.account} ".encode()
         if not data.startswith(ours) and not ours.startswith(data) and data.strip(b"\0"):

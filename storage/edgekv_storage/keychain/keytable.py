@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgekv_storage.errors import DiskFull, KeysDamaged, Unwritable
-from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.files import NotAFile, open_private, sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,16 +222,15 @@ class KeyTable:
     def _check_file(self) -> None:
         """SQLite follows links and opens anything: looked at first, and closed to others."""
         try:
-            fd = open_private(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            fd = open_private(self.path, os.O_RDONLY)
         except FileNotFoundError as error:
             raise KeysDamaged(f"{self.path} has vanished: restore it from a backup") from error
+        except NotAFile as error:
+            raise KeysDamaged(f"{self.path} is not an ordinary file; put the real one back") from error
         except OSError as error:
             raise Unwritable(f"cannot open {self.path}: {error.strerror}") from error
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise KeysDamaged(f"{self.path} is not an ordinary file; put the real one back")
-            if status.st_mode & 0o077 and self._is_writable:
+            if os.fstat(fd).st_mode & 0o077 and self._is_writable:
                 with contextlib.suppress(OSError):
                     os.fchmod(fd, 0o600)
         finally:

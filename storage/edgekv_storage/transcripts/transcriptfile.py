@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import stat
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import (
@@ -16,7 +15,7 @@ from edgekv_storage.errors import (
     UnknownFormat,
     Unwritable,
 )
-from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.files import NotAFile, open_private, sync_directory
 from edgekv_storage.transcripts.tally import SCHEMA as TALLY
 
 if TYPE_CHECKING:
@@ -49,14 +48,11 @@ def connect(directory: DataDir, *, is_sealed: bool) -> sqlite3.Connection:
     is_writable = directory.is_writable
     try:
         is_new = is_writable and not path.exists()
-        fd = open_private(path, ((os.O_RDWR | os.O_CREAT) if is_writable else os.O_RDONLY) | os.O_NONBLOCK)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise UnknownFormat(f"{path} is not an ordinary file; put the real one back")
-        finally:
-            os.close(fd)
+        os.close(open_private(path, (os.O_RDWR | os.O_CREAT) if is_writable else os.O_RDONLY))
         if is_new:
             sync_directory(directory.path)
+    except NotAFile as error:
+        raise UnknownFormat(f"{path} is not an ordinary file; put the real one back") from error
     except OSError as error:
         raise Unwritable(f"cannot open {path}: {error.strerror}") from error
     with translated(path.name):
