@@ -10,7 +10,7 @@ import shutil
 import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
-from edgekv_storage import UnknownFormat
+from edgekv_storage import UnknownFormat, known_losses
 from edgekv_storage.io import blocking
 
 pytestmark = pytest.mark.usefixtures("encryption", "io")
@@ -217,3 +217,36 @@ def test_foreign_and_newer_segments_are_left_alone(data_dir):
         assert {name: (data_dir / name).read_bytes() for name in planted} == planted
         assert link.is_symlink()
         assert not empty.exists()
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_what_went_to_quarantine_is_told_as_lost(data_dir, has_index):
+    """Guards the line a person gets: whose KV was set aside, and how much, also at every later start."""
+    _filled(data_dir, 2, 3)
+    [segment] = segments_in(data_dir)
+    size = segment.stat().st_size
+    _flip(segment, 60)  # the sequence id in its header
+    with segment.open("ab") as file:  # or the index would be believed without a look at it
+        file.write(b"x")
+    if not has_index:
+        for path in data_dir.glob("index.db*"):
+            path.unlink()
+    for _ in range(2):
+        with open_store(data_dir) as store:
+            losses = [(loss.why, loss.num_tokens, loss.num_bytes) for loss in store.forgotten(SEQUENCE)]
+            assert losses == ([("it was damaged on disk", 80, size)] if has_index else [])
+        assert segments_in(data_dir) == []
+    assert {i: len(known) for i, known in known_losses(data_dir).items()} == (
+        {SEQUENCE: 1} if has_index else {}
+    )
+
+
+def test_a_planted_segment_costs_nobody_anything(data_dir):
+    """Guards against losses that a file in the directory merely claims."""
+    _filled(data_dir, 2)
+    [segment] = segments_in(data_dir)
+    planted = segment.with_name("seg-00000000000000ff-00000000000000ff.kv")
+    planted.write_bytes(segment.read_bytes())
+    with open_store(data_dir) as store:
+        assert any("quarantine" in notice for notice in store.take_notices())
+        assert store.forgotten(SEQUENCE) == []

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.files import NO_ROOM, SegmentFile
 from edgekv_storage.sealing import seal_of
-from edgekv_storage.segments.format import PAGE, SEGMENT_BYTES, Malformed, Newer, SegmentHeader, footer_bytes
+from edgekv_storage.segments.format import (
+    LEAF_TOKENS,
+    PAGE,
+    SEGMENT_BYTES,
+    Malformed,
+    Newer,
+    SegmentHeader,
+    footer_bytes,
+)
 from edgekv_storage.segments.segment import Segment, read_header, scan, segment_name, write_footer
 from edgekv_storage.store.index import RecordRow, SegmentRow
 
@@ -37,6 +45,8 @@ class Found:
     records: list[RecordRow] = field(default_factory=list)
     gone: list[tuple[str, int]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    lost: list[tuple[bytes, int, int]] = field(default_factory=list)
+    """Of segments set aside, where the index knew them: sequence id, tokens, bytes."""
     highest_id: int = 0  # also of files left alone: their ids are not given again
 
 
@@ -146,6 +156,7 @@ def _adopt(
             found.gone.append((path.name, int(path.name[4:20], 16)))
         else:
             _set_aside(disk, path, row, str(reason), found)
+            _count_lost(path, row, indexed, found, keys)
         return None
     except OSError as error:
         found.notices.append(f"{path.name} cannot be read ({error.strerror}) and was left alone")
@@ -218,3 +229,24 @@ def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, foun
     disk.rename(path, quarantine / path.name)
     found.gone.append((path.name, int(path.name[4:20], 16)))
     found.notices.append(f"{path.name} cannot be believed ({reason}) and was moved to quarantine/")
+
+
+def _count_lost(
+    path: Path,
+    row: SegmentRow | None,
+    indexed: Callable[[int], list[RecordRow]],
+    found: Found,
+    keys: Keys | None,
+) -> None:
+    """Whose it was is believed only of the index: the file itself may be planted, or its header damaged."""
+    if row is None:
+        return
+    try:
+        header = SegmentHeader.unpack(row.header)
+    except Malformed:
+        return
+    is_ours = segment_name(header.segment, header.random) == path.name
+    if not is_ours or (keys is not None and keys.find(header.sequence_id) is None):  # that one was forgotten
+        return
+    num_leaves = sum(len(record.keys) for record in indexed(header.segment))
+    found.lost.append((header.sequence_id, num_leaves * LEAF_TOKENS, row.file_bytes))

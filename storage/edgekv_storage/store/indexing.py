@@ -112,7 +112,10 @@ class Indexing:
             for segment in found.segments:
                 self._catalog.add_segment(segment)
             self._catalog.next_segment = max(self._catalog.next_segment, found.highest_id + 1)
+            for sequence_id, num_tokens, num_bytes in found.lost:
+                self.losses.add(sequence_id, DAMAGE, num_tokens, num_bytes)
         self.commit(found.changed, found.records, gone=found.gone)
+        self.keep_losses()
 
     def load(self, sequence_id: bytes, layout: Layout | None) -> None:
         """Publishes the leaves of a sequence that are in the layout, once; the catalog's lock is held."""
