@@ -52,6 +52,12 @@ def check_up(
     with translated(), DataDir.open(path) if fix else DataDir.open_read_only(path) as directory:
         keys = _open_keys(directory, unlock)
         found = check_directory(directory, keys, progress)
+        found.notes += [
+            f"conversation {chat.name!r}: damaged turns are rebuilt when it is opened with its model, as far as "
+            "their tokens are stored"
+            for chat in found.conversations
+            if chat.damaged_turns and chat.name is not None
+        ]
         if not fix:
             return Checkup(found)
         done = fix_directory(directory, keys, found)

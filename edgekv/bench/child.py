@@ -14,40 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgekv.bench.child_speech import Answer, Task
 from edgekv.errors import EdgeKVError
 
 if TYPE_CHECKING:
     from edgekv.config import Config
-
-
-class Task(msgspec.Struct, forbid_unknown_fields=True):
-    """What to do: `load` the model, `store` ids in a fresh store, `talk` them in a fresh data directory
-    (a conversation whose first message is the ids' text), or `steps` after ids under the limits.
-
-    `steps` writes float32 logits `[len(forced), vocab]` to the file `logits`.
-    """
-
-    kind: str
-    options: dict[str, Any]
-    model: str
-    store: str = ""
-    ids: list[int] = []
-    forced: list[int] = []
-    logits: str = ""
-
-
-class Answer(msgspec.Struct, forbid_unknown_fields=True):
-    """What the child found; bytes, zero where unused. `error` is the line to show when it failed."""
-
-    error: str = ""
-    reused_tokens: int = 0
-    context_tokens: int = 0
-    device_peak_bytes: int = 0
-    host_peak_bytes: int = 0
-    disk_peak_bytes: int = 0
-    process_peak_bytes: int = 0
-    load_peak_bytes: int = 0
-    weights_bytes: int = 0
 
 
 def run_child(kind: str, config: Config, model: Path, **fields: Any) -> Answer:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgekv.bench import talk
+from edgekv.bench.child_speech import Answer, Task
 from edgekv.bench.memory import MemoryPeak
 from edgekv.bench.setting import Setting, generate
 from edgekv.bench.steps import forced_steps
 from edgekv.config import Config
 from edgekv.models.weights import decoder_bytes
 
-if TYPE_CHECKING:
-    from edgekv.bench.child import Answer, Task
-
 
 def run(task: Task) -> Answer:
     """Do a task of any kind."""
-    from edgekv.bench.child import Answer  # noqa: PLC0415  # it may be running as __main__
-
     config = Config().replace({**task.options, "model": task.model})
     setting = Setting(config)
     if task.kind == "talk":  # its Runtime loads the model itself

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edgekv.bench.child import Answer
+    from edgekv.bench.child_speech import Answer
     from edgekv.bench.report import Labels, Row
     from edgekv.bench.setting import Setting
     from edgekv.config import Config

@@ -16,7 +16,7 @@ from edgekv.cli import keep
 from edgekv.cli.check import check
 from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
-from edgekv.cli.output import ProgressLine, format_bytes, result_object, write_json
+from edgekv.cli.output import format_bytes, result_object, write_json
 from edgekv.cli.passphrase import asker
 from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
 from edgekv.conversation.kept import forget_kept, kept_conversations, require_kept
@@ -24,6 +24,7 @@ from edgekv.conversation.unlock import Unlock
 from edgekv.errors import ConfigError, EdgeKVError
 from edgekv.events import Done, Notice, PrefillProgress, Result, TextDelta
 from edgekv.runtime import Runtime
+from edgekv.terminal import ProgressLine
 
 if TYPE_CHECKING:
     from edgekv.conversation import Stream
@@ -83,7 +84,7 @@ def run(
 def _show(stream: Stream, *, quiet: bool) -> tuple[Result, BaseException | None]:
     """Print an answer as it comes; on a signal stop it, take what there is, and return the signal too."""
     stopped: BaseException | None = None
-    progress = ProgressLine()
+    progress = ProgressLine(sys.stderr)
     while True:
         try:
             for event in stream:

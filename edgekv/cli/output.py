@@ -1,7 +1,6 @@
 """How results reach a terminal, a pipe or a program reading JSON.
 
-Knows streams and formats. On a terminal, progress goes to stderr and disappears; with JSON, stdout gets
-exactly one object.
+Knows streams and formats. With JSON, stdout gets exactly one object.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from edgekv.events import PrefillProgress, Result
+    from edgekv.events import Result
 
 
 def write_json(value: object) -> None:
@@ -46,28 +45,3 @@ def format_bytes(count: int | None) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
-
-
-class ProgressLine:
-    """Prefill progress on one line of stderr, if that is a terminal; gone when cleared."""
-
-    def __init__(self) -> None:
-        self._is_shown = False
-        self._is_terminal = sys.stderr.isatty()
-
-    def show(self, progress: PrefillProgress) -> None:
-        """Draw over the last one."""
-        if not self._is_terminal or progress.total == 0:
-            return
-        reused = f", {progress.reused:,} reused" if progress.reused else ""
-        eta = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""
-        sys.stderr.write(f"\r\x1b[Kreading {progress.done:,} of {progress.total:,} tokens{reused}{eta}")
-        sys.stderr.flush()
-        self._is_shown = True
-
-    def clear(self) -> None:
-        """Leave the line empty."""
-        if self._is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._is_shown = False

@@ -26,7 +26,7 @@ from edgekv.tiers.lane import CopyLane
 from edgekv.tiers.memory import MemoryTier
 from edgekv.tiers.mover import Mover
 from edgekv.tiers.residency import Residency, smallest_device_slots
-from edgekv_storage import Layout, Store
+from edgekv_storage import Layout, PrefillCost, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from edgekv_storage import DataDir, Keys
 
 KV_DTYPE_CODE = 1  # bf16, leaf layout [2, kv heads, 16, head_dim]; a change of either makes a new code
+
+_NOMINAL_SPEED = 1e11  # multiplications a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,10 @@ def assemble(
     disk = None
     if data_dir is not None:
         layout = Layout(shape.num_layers, shape.leaf_bytes, KV_DTYPE_CODE, model.kv_fingerprint)
-        store = Store.open(data_dir, layout, quota_bytes=disk_bytes, io=config.io, keys=keys)
+        cost = prefill_cost(c)
+        store = Store.open(
+            data_dir, layout, quota_bytes=disk_bytes, io=config.io, keys=keys, prefill_cost=cost
+        )
         disk = DiskTier(store, shape, ledger)
     mover = Mover(
         device=MemoryTier(Tier.DEVICE, shape, ledger, device),
@@ -124,6 +129,18 @@ def assemble(
     )
     residency = Residency(mover, Placement())
     return Engine(Runner(model.decoder, residency), residency, ledger, model.front)
+
+
+def prefill_cost(config: ModelConfig) -> PrefillCost:
+    """What eviction weighs, from the shape of the model: only the ratio of the two parts counts there.
+
+    Multiplications of a token: one for each weight, and two (scores, values) for each token before it, head and
+    dimension. Divided by a nominal speed, the same for both.
+    """
+    c, width = config, config.num_heads * config.head_dim
+    attention = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
+    weights = c.num_layers * (attention + 3 * c.hidden_size * c.ffn_size)
+    return PrefillCost(weights / _NOMINAL_SPEED, 2 * width * c.num_layers / _NOMINAL_SPEED)
 
 
 def _check_limits(ledger: Ledger, shape: LeafShape, *, in_place: bool) -> None:

@@ -81,6 +81,10 @@ def resolve_model(spec: str | None, data_dir: Path) -> Path:
     path = Path(spec).expanduser()
     if path.exists() or path.is_symlink():
         return path
+    if os.sep in spec:
+        raise ModelLoadError(
+            f"there is no file {path}: check the path, or see `edgekv models` for what was found"
+        )
     found = find_models(models)
     wanted = spec.casefold().removesuffix(".gguf")
     exact = [model for model in found if model.name.casefold() == wanted]

@@ -6,7 +6,8 @@ import pytest
 from gguf_writer import write_tiny_gguf
 
 from edgekv.bench import child_tasks, machine, resume, tiers
-from edgekv.bench.child import Task, _options
+from edgekv.bench.child import _options
+from edgekv.bench.child_speech import Task
 from edgekv.cli.main import _run
 
 

@@ -106,3 +106,11 @@ def test_errors_list_what_was_found_and_how_to_get_the_bundled_model(home):
     for spec in ("other", "", ".gguf"):
         with pytest.raises(ModelLoadError, match="models found: mine"):
             resolve_model(spec or "?", home / "data")
+
+
+def test_a_path_that_leads_nowhere_is_called_a_path(home):
+    """Guards the line for a mistyped --model: a path is no name of a model, and its advice is another."""
+    for spec in ("/does/not/exist", "./here.gguf", "~/there.gguf"):
+        with pytest.raises(ModelLoadError, match=r"there is no file .*(exist|here)") as caught:
+            resolve_model(spec, home / "data")
+        assert "~" not in str(caught.value)

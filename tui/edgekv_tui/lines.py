@@ -1,37 +1,11 @@
-"""The lines the plain chat prints about answers, turns and progress. Knows formats only."""
+"""The lines the plain chat prints about answers and turns. Knows formats only."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgekv import PrefillProgress, Result, Turn
-
-
-class Progress:
-    """Prefill progress on one line of a terminal; nothing elsewhere."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._is_terminal = out.isatty()
-        self._is_shown = False
-
-    def show(self, progress: PrefillProgress) -> None:
-        """Draw over the last one."""
-        if not self._is_terminal:
-            return
-        reused = f", {progress.reused:,} reused" if progress.reused else ""
-        eta = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""
-        self._out.write(f"\r\x1b[Kreading {progress.done:,} of {progress.total:,} tokens{reused}{eta}")
-        self._out.flush()
-        self._is_shown = True
-
-    def clear(self) -> None:
-        """Leave the line empty."""
-        if self._is_shown:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
-            self._is_shown = False
+    from edgekv import Result, Turn
 
 
 def detail_line(result: Result) -> str:

@@ -20,7 +20,8 @@ from edgekv import (
     StoreError,
     TextDelta,
 )
-from edgekv_tui.lines import Progress, detail_line, pending_line, restored_line, turn_lines
+from edgekv.terminal import ProgressLine
+from edgekv_tui.lines import detail_line, pending_line, restored_line, turn_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +123,7 @@ class PlainChat:
 
     def _show(self, stream: Stream) -> None:
         began = time.monotonic()
-        progress = Progress(sys.stderr)
+        progress = ProgressLine(sys.stderr)
         for event in stream:
             match event:
                 case PrefillProgress():
