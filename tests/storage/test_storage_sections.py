@@ -267,7 +267,7 @@ def _compacted(data_dir, num_leaves: int, keep: range) -> tuple[Store, Model, li
     store = open_store(data_dir)
     model = Model(TINY)
     model.append(store, 2)
-    model.append(store, num_leaves, sections=_sections(num_leaves))
+    model.append(store, num_leaves, sections=_sections(num_leaves), provenance=3)
     model.append(store, 60)
     store.flush()
     store._writers.seal(SEQUENCE)
@@ -312,6 +312,7 @@ def test_compaction_copies_the_keys_of_some_leaves(data_dir):
         assert transfer.wait(20)
         assert transfer.result == [LeafFault(0, 0, "not in the store")]
         assert model.read(store, [*model.find(store)[:2], *old[:7]]) == (LAYERS * 9, 0)
+        assert store.provenances([*old[:7], old[8], *model.find(store)[1:3]]) == [3] * 7 + [None, 0, 3]
         assert store.check() == []
 
 
