@@ -37,6 +37,7 @@ class Layer:
     ffn_norm: Tensor
     gate_up: Linear | Stack
     down: Linear
+    one_token: kernels.LayerWeights  # the same weights, as the kernels of a single token take them
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Decoder:
         """Hidden states `[T, hidden]` float32 of `token_ids` int64 `[T]` at `positions` int64 `[T]`."""
         hidden = self.embedding.rows(token_ids)
         cos, sin = self.rope.rows(positions)
+        if len(token_ids) == 1:
+            return self._one_token(hidden, cos, sin, attend)
         dtype = torch.float32 if len(token_ids) <= FEW_ROWS else torch.bfloat16  # what the matrices take
         for index, layer in enumerate(self.layers):
             x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps, dtype)
@@ -64,6 +67,13 @@ class Decoder:
             layer.attn_out.add_to(hidden, attend(index, q, k, v).flatten(1))
             x = kernels.rms_norm(hidden, layer.ffn_norm, self.config.rms_eps, dtype)
             layer.down.add_to(hidden, kernels.swiglu(layer.gate_up(x), dtype))
+        return hidden
+
+    def _one_token(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """The same for one token, two calls a layer: many small calls would take longer than their arithmetic."""
+        for index, layer in enumerate(self.layers):
+            q, k, v = kernels.before_attend(hidden, layer.one_token, cos, sin)
+            kernels.after_attend_(hidden, attend(index, q, k, v), layer.one_token)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import edgekv_kernels as kernels
-from edgekv_kernels import Packed4, Packed8, Wide
+from edgekv_kernels import Matrix, Packed4, Packed8, Wide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,11 @@ class Linear:
         if keep_wide:
             unpacked = torch.empty(self.shape, dtype=torch.bfloat16, device=scratch.device)
             self._wide = _widened(weight, unpacked, None)
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """What the kernels of a single token take: here one."""
+        return (Matrix(self.weight, self.bias),)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,6 +119,11 @@ class Stack:
     def num_bytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """What the kernels of a single token take: one of each part."""
+        return tuple(matrix for part in self.parts for matrix in part.matrices)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The parts' outputs side by side."""

@@ -13,6 +13,7 @@ from edgekv.models.decoder import Decoder, Layer
 from edgekv.models.linear import Linear, Scratch, Stack, join, place
 from edgekv.models.packing import decode, pack
 from edgekv.models.rope import Rope
+from edgekv_kernels import LayerWeights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,16 +91,30 @@ def load_decoder(file: GGUFFile, config: ModelConfig, device: torch.device, mode
 
 
 def _layer(loader: Loader, prefix: str) -> Layer:
-    return Layer(
-        attn_norm=loader.need(prefix + "attn_norm.weight"),
-        qkv=loader.joined([f"{prefix}attn_{part}.weight" for part in "qkv"]),
-        q_norm=loader.vector(prefix + "attn_q_norm.weight"),
-        k_norm=loader.vector(prefix + "attn_k_norm.weight"),
-        attn_out=loader.linear(prefix + "attn_output.weight"),
-        ffn_norm=loader.need(prefix + "ffn_norm.weight"),
-        gate_up=loader.joined([f"{prefix}ffn_{part}.weight" for part in ("gate", "up")]),
-        down=loader.linear(prefix + "ffn_down.weight"),
+    c = loader.config
+    norms = {
+        "attn_norm": loader.need(prefix + "attn_norm.weight"),
+        "q_norm": loader.vector(prefix + "attn_q_norm.weight"),
+        "k_norm": loader.vector(prefix + "attn_k_norm.weight"),
+        "ffn_norm": loader.need(prefix + "ffn_norm.weight"),
+    }
+    qkv = loader.joined([f"{prefix}attn_{part}.weight" for part in "qkv"])
+    attn_out = loader.linear(prefix + "attn_output.weight")
+    gate_up = loader.joined([f"{prefix}ffn_{part}.weight" for part in ("gate", "up")])
+    down = loader.linear(prefix + "ffn_down.weight")
+    one_token = LayerWeights(
+        qkv=qkv.matrices,
+        attn_out=attn_out.matrices[0],
+        gate_up=gate_up.matrices,
+        down=down.matrices[0],
+        num_heads=c.num_heads,
+        num_kv_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+        eps=c.rms_eps,
+        rope_style=c.rope_style,
+        **norms,
     )
+    return Layer(qkv=qkv, attn_out=attn_out, gate_up=gate_up, down=down, one_token=one_token, **norms)
 
 
 def decoder_bytes(decoder: Decoder) -> int:

@@ -10,6 +10,7 @@ from edgekv_kernels.abstracts import NODE_LEAVES, key_bytes, node_bytes, pack_ke
 from edgekv_kernels.attention import attend_block, attend_leaves
 from edgekv_kernels.dispatch import describe, forced, use
 from edgekv_kernels.gating import swiglu
+from edgekv_kernels.halves import LayerWeights, Matrix, after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
 from edgekv_kernels.matmul import matmul4, matmul8, matmul16
 from edgekv_kernels.merging import merge, merge_
@@ -23,12 +24,16 @@ from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 __all__ = [
     "LEAF_TOKENS",
     "NODE_LEAVES",
+    "LayerWeights",
+    "Matrix",
     "Packed4",
     "Packed8",
     "Wide",
+    "after_attend_",
     "append_kv",
     "attend_block",
     "attend_leaves",
+    "before_attend",
     "describe",
     "forced",
     "key_bytes",

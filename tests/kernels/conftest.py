@@ -9,11 +9,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its
 import edgekv_kernels
 from edgekv_kernels import dispatch
 
-NATIVE = [f"native-{isa}" for isa in ("avx512", "avx2", "base")]
+NATIVE = [f"native-{isa}" for isa in ("avx512vnni", "avx512", "avx2", "base")]
 
 
 def _leave_native_as_it_was() -> None:
-    for isa in ("avx512", "avx2", "base"):
+    for isa in ("avx512vnni", "avx512", "avx2", "base"):
         if dispatch.native.choose(isa):
             return
 

@@ -22,7 +22,7 @@ typedef struct {
     long n, k, group;
     int bits, scale_f32;
 } weights;
-typedef struct { const float *x, *sums, *arranged; weights w; float *out; long m; int accumulate; } matmul_job;
+typedef struct { const float *x, *sums, *arranged; weights w; float *out, step; long m; int accumulate; } matmul_job;
 typedef struct { weights w; void *out; int bf16; } unpack_job;
 
 typedef struct {
@@ -67,12 +67,15 @@ typedef struct {
 typedef struct {
     const char *name;
     range_fn norm, rope, swiglu, merge, matmul, unpack, append, attend;
-    void (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
+    float (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
     void (*attend_finish)(const attend_job *job, int parts);
     range_fn pack_keys, pack_nodes, score_leaves, score_nodes;
     void (*score_prepare)(const score_job *job);
     void (*score_finish)(const score_job *job);
 } kernels;
+
+/* floats that `prepare` writes to `arranged` */
+INLINE long arranged_size(long k) { return (k + 127) / 128 * 128 + 64; }
 
 INLINE float half_to_float(uint16_t half) {
     uint32_t word = (uint32_t)half << 16, twice = word + word, bits;

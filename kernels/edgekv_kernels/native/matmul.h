@@ -46,7 +46,11 @@ INLINE vf FN(group_dot)(const weights *w, const uint8_t *q, const float *x, int 
 #define MAX_GROUPS 64 /* groups whose scales are widened at a time */
 
 #if W == 16
+#ifdef HAS_VNNI
+#include "digits512.h"
+#else
 #include "nibbles512.h"
+#endif
 #endif
 
 /* The R row sums to out; four rows are reduced together. */
@@ -55,6 +59,7 @@ INLINE void FN(put_rows)(const matmul_job *job, long row, int R, const vf *acc) 
     if (R == 4) sums = fold(fold(acc[0], acc[1], 1), fold(acc[2], acc[3], 1), 2);
     else sums = fold(fold(sums, sums, 1), fold(sums, sums, 1), 2);
     for (int h = 4; h < W; h *= 2) sums = fold(sums, sums, h);
+    sums *= job->step;
     for (int r = 0; r < R; r++) job->out[row + r] = job->accumulate ? job->out[row + r] + sums[r] : sums[r];
 }
 
@@ -75,7 +80,12 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             q[r] = (const uint8_t *)w->quants + (row + r) * row_bytes + g0 * group_bytes;
         }
         const float *x = job->x + g0 * group;
-#if W == 16
+#ifdef HAS_VNNI
+        const int8_t *digits = (const int8_t *)job->arranged + g0 * group * (bits == 4 ? DIGITS4 / 128 : DIGITS8 / 64);
+        digit_rows512(q, digits, job->sums + g0, count, 2 * R * row_bytes, R, bits, group, w->offset != NULL, d, m, acc);
+        (void)x;
+        continue;
+#elif W == 16
         if (bits == 4) {
             blocks512(q, x, job->arranged + g0 * group, job->sums + g0, count, 2 * R * row_bytes, R, d, m, acc);
             continue;
@@ -197,19 +207,25 @@ INLINE void FN(four_times_one)(const matmul_job *job, long row, int R) {
     else FN(rows_times_one)(job, row, R, 8, 16);
 }
 
-/* What all rows of w need of a single x: its group sums, padded with zeros, and its rearranged form. */
-static void FN(prepare)(const float *x, const weights *w, float *sums, float *arranged) {
+/* What all rows of w need of a single x: its group sums, padded with zeros, and its rearranged form.
+   Returns what the results are to be multiplied with. */
+static float FN(prepare)(const float *x, const weights *w, float *sums, float *arranged) {
     long groups = w->k / w->group;
+#ifdef HAS_VNNI
+    for (long i = 0; i < 16; i++) sums[groups + i] = 0;
+    return digits512(x, w, sums, (int8_t *)arranged);
+#endif
     for (long i = 0; i < groups; i++) {
         vf sum = {0};
         for (long j = 0; j < w->group; j += W) sum += load(x + i * w->group + j);
         sums[i] = total(sum);
     }
     for (long i = 0; i < 16; i++) sums[groups + i] = 0;
-#if W == 16
+#if W == 16 && !defined(HAS_VNNI)
     if (w->bits == 4) arrange512(x, w->k, arranged);
 #endif
     (void)arranged;
+    return 1.0f;
 }
 
 static void FN(matmul)(const void *p, long begin, long end, int part) {

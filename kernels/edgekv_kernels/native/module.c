@@ -19,17 +19,14 @@
 #include "isa.h"
 #pragma GCC pop_options
 
-#pragma GCC push_options /* scores of leaves once more, with the byte dot product */
+#pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
 #define ISA avx512vnni
+#define ISA_NAME "AVX-512 with VNNI"
 #define W 16
 #define HAS_VNNI 1
-#include "vec.h"
-#include "turning.h"
-#include "scoring.h"
+#include "isa.h"
 #undef HAS_VNNI
-#undef ISA
-#undef W
 #pragma GCC pop_options
 
 #pragma GCC push_options
@@ -56,10 +53,10 @@
 #endif
 #define W 4
 #include "isa.h"
+#include "halves.h"
 
 static const kernels *best = &table_base;
 static int has_bf16 = 0; /* attend_many, product and panels can run */
-static range_fn score_leaves_by; /* best->score_leaves, or a better one */
 
 #include "select.h"
 
@@ -137,15 +134,77 @@ KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
     float small[4096], *sums = small;
     NO_ERROR;
     if (job.m == 1 && job.w.bits != 16) { /* many rows use unpacked weights and need none of this */
-        long groups = job.w.k / job.w.group, needed = groups + 16 + job.w.k;
+        long groups = job.w.k / job.w.group, needed = groups + 16 + arranged_size(job.w.k);
         if (needed > 4096) sums = malloc((size_t)needed * 4);
         if (!sums) return PyErr_NoMemory();
-        best->prepare(job.x, &job.w, sums, sums + groups + 16);
+        job.step = best->prepare(job.x, &job.w, sums, sums + groups + 16);
         job.sums = sums;
         job.arranged = sums + groups + 16;
     }
     over_rows(best->matmul, &job, job.w.n, 4, job.w.n * job.w.k / 8 * job.w.bits * job.m);
     if (sums != small) free(sums);
+    Py_RETURN_NONE;
+}
+
+#define LAYER_NAME "edgekv_kernels.layer"
+
+static void free_layer(PyObject *capsule) { free(PyCapsule_GetPointer(capsule, LAYER_NAME)); }
+
+/* norms (attn, ffn, q, k: addresses or 0), hidden, ffn, heads, kv_heads, dim, eps, interleaved, then 7 matrices of
+   9 each: weights (8), bias; in the struct's order. The addresses must stay good as long as the capsule. */
+KERNEL(layer) {
+    ARGS(11 + 7 * 9)
+    layer_weights layer = {.attn_norm = POINTER(0), .ffn_norm = POINTER(1), .q_norm = POINTER(2), .k_norm = POINTER(3),
+                           .hidden = INTEGER(4), .ffn = INTEGER(5), .heads = INTEGER(6), .kv_heads = INTEGER(7),
+                           .dim = INTEGER(8), .eps = REAL(9), .interleaved = (int)INTEGER(10)};
+    matrix *const parts[] = {layer.qkv, layer.qkv + 1, layer.qkv + 2, &layer.attn_out,
+                             layer.gate_up, layer.gate_up + 1, &layer.down};
+    for (int i = 0; i < 7; i++) {
+        parts[i]->w = weights_of(args + 11 + 9 * i);
+        parts[i]->bias = POINTER(11 + 9 * i + 8);
+    }
+    NO_ERROR;
+    layer_weights *kept = malloc(sizeof layer);
+    if (!kept) return PyErr_NoMemory();
+    *kept = layer;
+    return PyCapsule_New(kept, LAYER_NAME, free_layer);
+}
+
+/* Both halves need a scratch of their own for each thread, and `values` floats that they share. */
+static int begin_half(half_job *job, long values) {
+    int parts = parts_for(job->layer->hidden / 4, job->layer->hidden * job->layer->hidden / 2 > SERIAL_BYTES);
+    job->table = best;
+    job->scratch_size = half_scratch(job->layer);
+    job->scratch = aligned_alloc(64, (size_t)(parts * job->scratch_size + (values + 15) / 16 * 16) * 4);
+    if (!job->out && job->scratch) job->out = job->scratch + parts * job->scratch_size;
+    return parts;
+}
+
+KERNEL(before_attend) { /* layer, hidden, cos, sin, half, out */
+    ARGS(6)
+    half_job job = {.layer = PyCapsule_GetPointer(args[0], LAYER_NAME), .hidden = POINTER(1), .out = POINTER(5)};
+    const float *cos = POINTER(2), *sin = POINTER(3);
+    long half = INTEGER(4);
+    NO_ERROR;
+    int parts = begin_half(&job, 0);
+    if (!job.scratch) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    before_attend(&job, cos, sin, half, parts);
+    Py_END_ALLOW_THREADS
+    free(job.scratch);
+    Py_RETURN_NONE;
+}
+
+KERNEL(after_attend) { /* layer, hidden, attended */
+    ARGS(3)
+    half_job job = {.layer = PyCapsule_GetPointer(args[0], LAYER_NAME), .hidden = POINTER(1), .attended = POINTER(2)};
+    NO_ERROR;
+    int parts = begin_half(&job, job.layer->ffn);
+    if (!job.scratch) return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    run_team(after_team, &job, parts);
+    Py_END_ALLOW_THREADS
+    free(job.scratch);
     Py_RETURN_NONE;
 }
 
@@ -234,7 +293,7 @@ static score_job score_job_of(PyObject *const *args, long per_dim) {
     return job;
 }
 static scorer scorer_now(void) {
-    return (scorer){score_leaves_by, best->score_nodes, best->score_prepare, best->score_finish};
+    return (scorer){best->score_leaves, best->score_nodes, best->score_prepare, best->score_finish};
 }
 /* Selection runs in every layer of every token. Beside a busy Python thread, getting the interpreter lock back
    takes milliseconds and a call tens of microseconds, so the lock is given up for long calls only. */
@@ -329,17 +388,16 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
     (void)self;
     if (!wanted) return NULL;
     const kernels *chosen = NULL;
-    range_fn scoring = NULL;
     int bf16 = 0;
 #ifdef HAS_X86_ISAS
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && strcmp(wanted, "avx512") == 0) {
-        chosen = &table_avx512;
+    int vnni = __builtin_cpu_supports("avx512vnni");
+    if (avx512 && (strcmp(wanted, "avx512") == 0 || (vnni && strcmp(wanted, "avx512vnni") == 0))) {
+        chosen = strcmp(wanted, "avx512") == 0 ? &table_avx512 : &table_avx512vnni;
         bf16 = __builtin_cpu_supports("avx512bf16") != 0;
-        scoring = __builtin_cpu_supports("avx512vnni") ? score_leaves_avx512vnni : NULL;
     }
     if (avx2 && strcmp(wanted, "avx2") == 0) chosen = &table_avx2;
 #endif
@@ -347,7 +405,6 @@ static PyObject *py_choose(PyObject *self, PyObject *name) {
     if (chosen) {
         best = chosen;
         has_bf16 = bf16;
-        score_leaves_by = scoring ? scoring : best->score_leaves;
     }
     return PyBool_FromLong(chosen != NULL);
 }
@@ -357,6 +414,7 @@ static PyMethodDef methods[] = {
     ENTRY(rms_norm), ENTRY(rope), ENTRY(swiglu), ENTRY(merge), ENTRY(matmul), ENTRY(unpack), ENTRY(append_kv),
     ENTRY(attend), ENTRY(attend_many), ENTRY(panels), ENTRY(product),
     ENTRY(pack_keys), ENTRY(pack_nodes), ENTRY(score_leaves), ENTRY(score_nodes), ENTRY(select_leaves),
+    ENTRY(layer), ENTRY(before_attend), ENTRY(after_attend),
     {"isa", py_isa, METH_NOARGS, NULL},
     {"has_bf16", py_has_bf16, METH_NOARGS, NULL},
     {"choose", py_choose, METH_O, NULL},
@@ -366,8 +424,8 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    static const char *const order[] = {"avx512", "avx2", "base"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const order[] = {"avx512vnni", "avx512", "avx2", "base"};
+    for (int i = 0; i < 4; i++) {
         PyObject *name = PyUnicode_FromString(order[i]), *chosen = name ? py_choose(NULL, name) : NULL;
         Py_XDECREF(name);
         if (!chosen) return NULL;

@@ -211,7 +211,6 @@ INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float
     }
 }
 
-#ifndef HAS_VNNI /* what has no use for it is compiled once */
 /* The same for nodes: mean + alpha * (bound - mean) = q . a + |q| . b with two vectors a node that all heads share */
 INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float *q, const float *partner, int G, int D,
                            float *sums, float *top, float *sum, long apart) {
@@ -256,7 +255,6 @@ INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float
         sum[g * apart] = total(all);
     }
 }
-#endif
 
 /* blocks begin to end - 1, for every query and head */
 INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, int is_node) {
@@ -297,13 +295,9 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
                     const float *partner = job->turns ? job->partners + head * D : NULL;
                     float *sums = job->sums + (block * heads + head) * ROWS;
                     float *top = job->tops + head * job->padded + block, *sum = job->totals + head * job->padded + block;
-#ifdef HAS_VNNI
-#define SCORE(G) FN(leaf_block)(job, &b, q, partner, G, D, sums, top, sum, job->padded)
-#else
 #define SCORE(G) \
     if (is_node) FN(node_block)(job, &b, q, partner, G, D, sums, top, sum, job->padded); \
     else FN(leaf_block)(job, &b, q, partner, G, D, sums, top, sum, job->padded)
-#endif
                     switch (group - g) {
                     case 1: SCORE(1); break;
                     case 2: SCORE(2); break;
@@ -325,7 +319,6 @@ static void FN(score_leaves)(const void *p, long begin, long end, int part) {
     }
 }
 
-#ifndef HAS_VNNI
 static void FN(score_nodes)(const void *p, long begin, long end, int part) {
     const score_job *job = p;
     (void)part;
@@ -374,7 +367,6 @@ static void FN(score_finish)(const score_job *job) {
         for (long i = 0; i < n; i++) job->out[b * ROWS + i] = out[i] > 0 ? out[i] : 0; /* not a number: 0 */
     }
 }
-#endif
 
 #undef ROWS
 #undef VBYTES

@@ -1,5 +1,5 @@
 /* One parallel loop for all kernels. Knows OpenMP; the kernels below it are plain serial ranges.
-   Only three OpenMP symbols are used; they come from torch's own library (see openmp.py). */
+   The few OpenMP symbols used come from torch's own library (see openmp.py). */
 #pragma once
 #include <omp.h>
 
@@ -27,4 +27,20 @@ static void run_parts(range_fn fn, const void *job, long count, long grain, int 
         if (end > count) end = count;
         if (begin < end) fn(job, begin, end, part);
     }
+}
+
+/* Every thread of a team calls fn with its number; between phases they meet in team_barrier(). */
+typedef void (*team_fn)(const void *job, int part, int parts);
+
+static void run_team(team_fn fn, const void *job, int parts) {
+    if (parts <= 1) {
+        fn(job, 0, 1);
+        return;
+    }
+#pragma omp parallel num_threads(parts)
+    fn(job, omp_get_thread_num(), omp_get_num_threads());
+}
+
+static void team_barrier(void) {
+#pragma omp barrier
 }
