@@ -92,19 +92,19 @@ def load_decoder(file: GGUFFile, config: ModelConfig, device: torch.device, mode
 
 def _layer(loader: Loader, prefix: str) -> Layer:
     c = loader.config
-    norms = {
-        "attn_norm": loader.need(prefix + "attn_norm.weight"),
-        "q_norm": loader.vector(prefix + "attn_q_norm.weight"),
-        "k_norm": loader.vector(prefix + "attn_k_norm.weight"),
-        "ffn_norm": loader.need(prefix + "ffn_norm.weight"),
-    }
+    attn_norm, ffn_norm = (loader.need(f"{prefix}{part}_norm.weight") for part in ("attn", "ffn"))
+    q_norm, k_norm = (loader.vector(f"{prefix}attn_{part}_norm.weight") for part in "qk")
     qkv = loader.joined([f"{prefix}attn_{part}.weight" for part in "qkv"])
     attn_out = loader.linear(prefix + "attn_output.weight")
     gate_up = loader.joined([f"{prefix}ffn_{part}.weight" for part in ("gate", "up")])
     down = loader.linear(prefix + "ffn_down.weight")
     one_token = LayerWeights(
+        attn_norm=attn_norm,
         qkv=qkv.matrices,
+        q_norm=q_norm,
+        k_norm=k_norm,
         attn_out=attn_out.matrices[0],
+        ffn_norm=ffn_norm,
         gate_up=gate_up.matrices,
         down=down.matrices[0],
         num_heads=c.num_heads,
@@ -112,9 +112,8 @@ def _layer(loader: Loader, prefix: str) -> Layer:
         head_dim=c.head_dim,
         eps=c.rms_eps,
         rope_style=c.rope_style,
-        **norms,
     )
-    return Layer(qkv=qkv, attn_out=attn_out, gate_up=gate_up, down=down, one_token=one_token, **norms)
+    return Layer(attn_norm, qkv, q_norm, k_norm, attn_out, ffn_norm, gate_up, down, one_token)
 
 
 def decoder_bytes(decoder: Decoder) -> int:

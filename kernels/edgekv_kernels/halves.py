@@ -51,7 +51,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerWeights:
-    """All weights of one layer; the outputs of several matrices (at most 3 in qkv, 2 in gate_up) stand side by side.
+    """All weights of one layer; outputs of several matrices (at most 3 in qkv, 2 in gate_up) stand side by side.
 
     Norms are float32 vectors; q_norm and k_norm [D] are given together or not at all. Weights must stay where
     they are: their addresses are taken once.

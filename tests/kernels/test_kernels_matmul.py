@@ -120,3 +120,25 @@ def test_wrong_shapes_are_refused():
         matmul4(torch.zeros(1, 96), w)
     with pytest.raises(AssertionError):
         matmul4(torch.zeros(1, 64), w, accumulate=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n, k: packed4(n, k, torch.float16),
+        lambda n, k: packed8(n, k, torch.float16, 32, has_offset=False),
+    ],
+)
+def test_inputs_of_any_size(form, worst, make):
+    """A form that turns x into whole numbers must keep outliers and small vectors, and say NaN for no numbers."""
+    torch.manual_seed(0)
+    product = matmul4 if make(1, 32)[0].quants.dtype == torch.uint8 else matmul8
+    w, dense = make(5, 192)
+    x = torch.randn(1, 192)
+    x[0, 17], x[0, 100] = 3000.0, -2999.0
+    for factor in (1.0, 1e-20, 1e20):
+        assert worst(product(x * factor, w), (x * factor).double() @ dense.T) < 3e-6
+    assert torch.equal(product(torch.zeros(1, 192), w), torch.zeros(1, 5))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x[0, 50] = bad
+        assert not product(x, w).isfinite().any()
