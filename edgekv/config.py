@@ -78,6 +78,18 @@ class Config:
     )
     host_budget: Size = _option(2 * GIB, "Limit of the KV kept in ordinary memory (2 GiB).", "SIZE")
     disk_budget: Size = _option(20 * GIB, "Limit of the KV kept on disk (20 GiB).", "SIZE")
+    attention: Literal["auto", "exact", "selected"] = _option(
+        "auto",
+        "exact: every token reads the whole conversation; selected: only what matters of it, --budget tokens; "
+        "auto: exact while it fits the device limit and the model's trained window, selected beyond.",
+        "auto|exact|selected",
+    )
+    budget: Annotated[int, msgspec.Meta(ge=128)] = _option(
+        1024, "Tokens that selected attention reads per layer and step (1024).", "TOKENS"
+    )
+    selection: Literal["cascade", "window"] = _option(
+        "cascade", "How selected attention chooses what to read; see docs/selection.md (cascade).", "METHOD"
+    )
     weights: Literal["auto", "compact", "fast"] = _option(
         "auto",
         "compact: weights stay quantized in memory; fast: 16-bit copies speed up prefill; "
@@ -146,6 +158,9 @@ class Options(TypedDict, total=False):
     device_budget: int | str | None
     host_budget: int | str
     disk_budget: int | str
+    attention: Literal["auto", "exact", "selected"]
+    budget: int | str
+    selection: Literal["cascade", "window"]
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
     io: Literal["auto", "uring", "pread", "buffered"]

@@ -48,6 +48,24 @@ class CacheUse:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionUse:
+    """What the passes of one call attended to.
+
+    `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the full attention's softmax
+    mass that fell on them, measured on a sample of the steps (1.0 where everything was read, None where
+    nothing was sampled). `promoted_bytes`: read for leaves that were selected and not in memory.
+    """
+
+    mean_tokens: float = 0.0
+    mass_kept: float | None = None
+    host_bytes_read: int = 0
+    device_bytes_read: int = 0
+    promoted_bytes: int = 0
+    prefetch_precision: float | None = None
+    prefetch_recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One finished, stopped or cancelled answer."""
 
@@ -57,6 +75,7 @@ class Result:
     usage: Usage
     timings: Timings
     exactness: Exactness = "exact"
+    attention: AttentionUse = field(default_factory=AttentionUse)
     cache: CacheUse = field(default_factory=CacheUse)
     notices: tuple[str, ...] = ()
 

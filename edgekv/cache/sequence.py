@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from edgekv.cache.directory import Directory
 
 
@@ -16,7 +18,8 @@ class Sequence:
     """`token_ids` are exactly the tokens whose KV exists; the last column may be unfinished.
 
     `num_written` columns from the start are on disk. `keys` are the chain keys of the full columns, made
-    when first needed. `last_used` counts requests, not seconds: only the order matters.
+    when first needed. `last_used` counts requests, not seconds: only the order matters. The first
+    `num_exact` tokens were made under exact attention, all others depend on a selection.
     """
 
     id: bytes
@@ -26,6 +29,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     num_written: int = 0
     last_used: int = 0
+    num_exact: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -37,11 +41,24 @@ class Sequence:
         """Columns that will not change any more."""
         return self.num_tokens // LEAF_TOKENS
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every token was made under exact attention."""
+        return self.num_exact == self.num_tokens
+
+    def append(self, token_ids: Iterable[int], *, exactly: bool) -> None:
+        """Their KV exists now; `exactly`: everything before them was attended."""
+        still = exactly and self.is_exact
+        self.token_ids.extend(token_ids)
+        if still:
+            self.num_exact = self.num_tokens
+
     def shorten(self, num_tokens: int) -> None:
         """Forget tokens from `num_tokens` on; slots of dropped columns must have been given back."""
         del self.token_ids[num_tokens:]
         del self.keys[num_tokens // LEAF_TOKENS :]
         self.num_written = min(self.num_written, num_tokens // LEAF_TOKENS)
+        self.num_exact = min(self.num_exact, num_tokens)
         self.directory.truncate(-(-num_tokens // LEAF_TOKENS))
 
 

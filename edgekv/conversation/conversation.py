@@ -16,7 +16,7 @@ from edgekv.config import ANSWER_FIELDS
 from edgekv.conversation.render import render_turn, trim_to_text
 from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
-from edgekv.engine.request import Request, Sampling
+from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request, Sampling
 from edgekv.errors import Busy, ContextOverflow, ConversationError, StoreError
 from edgekv.events import Notice, Result
 
@@ -210,10 +210,12 @@ class Conversation:
         prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, text)
         context = prompt_ids[:] if is_whole else self._tree.context_ids(parent) + prompt_ids
         window = self._front.context_length
-        if len(context) + 1 > window:
+        if config.attention != "exact":
+            window = MAX_CONTEXT_TOKENS  # beyond the trained window, attention selects
+        elif len(context) + 1 > window:
             raise ContextOverflow(
-                f"the conversation has {len(context)} tokens with this message, and the model's trained "
-                f"window is {window}; edit an earlier turn or start a new conversation"
+                f"the conversation has {len(context)} tokens with this message, and the model's trained window "
+                f"is {window}; edit an earlier turn, start a new conversation, or use --attention auto"
             )
         turn = Turn(
             id=self._tree.next_id(),

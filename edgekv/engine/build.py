@@ -13,7 +13,9 @@ from edgekv.cache.ledger import Ledger, Tier
 from edgekv.engine.engine import Engine
 from edgekv.engine.front import IdsFront, ModelFront
 from edgekv.engine.machine import choose_device, device_budget, free_memory, num_cores
+from edgekv.engine.positions import VirtualLayout
 from edgekv.engine.runner import Runner
+from edgekv.engine.selected import Budget, SelectedAttention
 from edgekv.errors import ConfigError
 from edgekv.models.config import ModelConfig
 from edgekv.models.gguf import open_gguf
@@ -21,6 +23,7 @@ from edgekv.models.template import ChatTemplate
 from edgekv.models.tokenizer import Tokenizer
 from edgekv.models.weights import choose_mode, load_decoder
 from edgekv.policies.placement import Placement
+from edgekv.policies.selection.methods import SELECTORS
 from edgekv.tiers.disk import DiskTier
 from edgekv.tiers.lane import CopyLane
 from edgekv.tiers.memory import MemoryTier
@@ -120,15 +123,27 @@ def assemble(
             data_dir, layout, quota_bytes=disk_bytes, io=config.io, keys=keys, prefill_cost=cost
         )
         disk = DiskTier(store, shape, ledger)
+    on_device = MemoryTier(Tier.DEVICE, shape, ledger, device)
+    above = on_device if in_place else None
+    host = MemoryTier(Tier.HOST, shape, ledger, torch.device("cpu"), pinned=not is_cpu, above=above)
     mover = Mover(
-        device=MemoryTier(Tier.DEVICE, shape, ledger, device),
-        host=MemoryTier(Tier.HOST, shape, ledger, torch.device("cpu"), pinned=not is_cpu),
+        device=on_device,
+        host=host,
         disk=disk,
         lane=CopyLane(device),
         in_place=in_place,
     )
     residency = Residency(mover, Placement())
-    return Engine(Runner(model.decoder, residency), residency, ledger, model.front)
+    selected = None if config.attention == "exact" else _selected_attention(config, model.decoder, residency)
+    runner = Runner(model.decoder, residency, selected, config.attention)
+    return Engine(runner, residency, ledger, model.front)
+
+
+def _selected_attention(config: Config, decoder: Decoder, residency: Residency) -> SelectedAttention:
+    layout = VirtualLayout(decoder.rope, decoder.config.context_length)
+    selector = SELECTORS[config.selection]()
+    budget = Budget.of(config.budget)
+    return SelectedAttention(residency, selector, layout, budget, decoder.config.head_dim**-0.5)
 
 
 def prefill_cost(config: ModelConfig) -> PrefillCost:

@@ -14,7 +14,7 @@ from edgekv.cache.directory import Directory
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Ledger, Tier
 from edgekv.cache.sequence import Sequence, common_prefix
-from edgekv.engine.request import Request
+from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request
 from edgekv.engine.sampler import Sampler
 from edgekv.engine.stopper import Stopper
 from edgekv.errors import CapacityError, ContextOverflow
@@ -93,11 +93,11 @@ class Engine:
         """
         started = time.perf_counter() if request.submitted_at is None else request.submitted_at
         context = list(request.token_ids)
-        window = self._front.context_length
+        window = self.longest_context()
         if len(context) >= window:
             raise ContextOverflow(
-                f"the conversation has {len(context)} tokens and the model was trained on {window}: "
-                "begin a new conversation, or edit an earlier turn"
+                f"the conversation has {len(context)} tokens and the model was trained on {window}: begin a new "
+                "conversation, edit an earlier turn, or let it select (--attention auto)"
             )
         turn = _Turn(request, emit, is_cancelled, self._sequence(request), context, started)
         self._residency.activate(turn.sequence)
@@ -113,6 +113,10 @@ class Engine:
             self._leave(turn)
         self._residency.flush(turn.sequence)
         return self._result(turn, reason)
+
+    def longest_context(self) -> int:
+        """Tokens that a context and its answer may have together."""
+        return self._front.context_length if self._runner.attention == "exact" else MAX_CONTEXT_TOKENS
 
     def _leave(self, turn: _Turn) -> None:
         """Whatever ended the turn: nothing stays in flight, staged, half made or unverified."""
@@ -147,15 +151,18 @@ class Engine:
     def _reuse(self, turn: _Turn, limit: int) -> None:
         """Keep what the sequence shares with the context, find more on disk, start bringing it up."""
         sequence, wanted = turn.sequence, turn.context[:-1]  # the last token's logits must be computed
+        only_exact = self._runner.attention == "exact"
+        if only_exact and not sequence.is_exact:
+            self._residency.shorten(sequence, sequence.num_exact // LEAF_TOKENS * LEAF_TOKENS)
         shared = common_prefix(sequence.token_ids, wanted)
         if shared < sequence.num_tokens:
             self._residency.shorten(sequence, shared // LEAF_TOKENS * LEAF_TOKENS)
         disk = self._residency.mover.disk
         if disk is not None and sequence.durable:
-            places = disk.find(sequence, wanted)
-            if len(places) * LEAF_TOKENS > sequence.num_tokens:
+            found = disk.find(sequence, wanted, only_exact=only_exact)
+            if len(found.places) * LEAF_TOKENS > sequence.num_tokens:
                 self._residency.shorten(sequence, sequence.num_full * LEAF_TOKENS)
-                disk.adopt(sequence, wanted, places)
+                disk.adopt(sequence, wanted, found)
             missing = (len(wanted) - sequence.num_tokens) // LEAF_TOKENS * LEAF_TOKENS
             if missing > 0 and (why := disk.why_missing(sequence.id)) is not None:
                 turn.note(f"{missing:,} tokens were not restored and are computed again: {why}")
@@ -163,7 +170,8 @@ class Engine:
         turn.emit(PrefillProgress(turn.num_reused, len(turn.context), turn.num_reused))
         expected = len(turn.context) - sequence.num_tokens + limit
         try:
-            self._residency.restore(sequence, expected, turn.arrivals)
+            last = self._runner.columns_to_restore(len(turn.context))
+            self._residency.restore(sequence, expected, turn.arrivals, last=last)
         except DamagedColumns as damage:
             self._recover(turn, damage)
 
@@ -270,6 +278,8 @@ class Engine:
                 prefill_tokens_per_s=computed / turn.prefill_s if turn.prefill_s else 0.0,
                 decode_tokens_per_s=(len(answer) - 1) / decode_s if decode_s else 0.0,
             ),
+            exactness="exact" if turn.sequence.is_exact else "selected",
+            attention=self._runner.take_use(),
             cache=self.cache_use(turn.damaged_leaves),
             notices=tuple(turn.notices),
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Emit = Callable[["Event"], None]
 IsCancelled = Callable[[], bool]
 
+MAX_CONTEXT_TOKENS = (1 << 31) - 1  # where attention selects there is no other limit: positions have 32 bits
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -42,6 +42,11 @@ class Rope:
             (angles.sin() * self.amplitude).to(torch.float32),
         )
 
+    def turn(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Cos and sin of the rotation from a position to the one `offsets` int64 `[N]` later, `[N, rope_dim/2]`."""
+        angles = offsets.to(torch.float64)[:, None] * self.frequencies.cpu()
+        return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+
 
 def _yarn(config: ModelConfig, frequencies: Tensor) -> tuple[Tensor, float]:
     """Frequencies blended between interpolated (slow channels) and true (fast ones), and the amplitude."""

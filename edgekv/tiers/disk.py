@@ -27,8 +27,18 @@ if TYPE_CHECKING:
     from edgekv.tiers.memory import MemoryTier
     from edgekv_storage import LeafPlace, Transfer
 
-NAMESPACE_EXACT = b"exact"
+NAMESPACE_EXACT, NAMESPACE_SELECTED = b"exact", b"selected"
 """Part of every key: leaves made under another attention mode must not be taken for exact ones."""
+PROVENANCE_EXACT, PROVENANCE_SELECTED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Stored columns of a prefix: places, chain keys, and how many of the first are exact."""
+
+    places: list[LeafPlace]
+    keys: list[bytes]
+    num_exact: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +72,85 @@ class DiskTier:
     def _observe(self) -> None:
         self._ledger.observe(Tier.DISK, self.store.live_bytes)
 
-    def extend_keys(self, sequence: Sequence, token_ids: list[int]) -> list[bytes]:
-        """Chain keys of all full columns of `token_ids`, of which `sequence.keys` are the first ones."""
-        known = len(sequence.keys)
-        rest = np.asarray(token_ids[known * LEAF_TOKENS :], dtype=np.int32)
-        parent = sequence.keys[-1] if known else None
-        return [*sequence.keys, *self.store.leaf_keys(sequence.id, NAMESPACE_EXACT, rest, parent)]
+    def extend_keys(
+        self, sequence: Sequence, token_ids: list[int], num_exact: int | None = None
+    ) -> list[bytes]:
+        """Chain keys of all full columns of `token_ids`, of which `sequence.keys` are the first ones.
 
-    def find(self, sequence: Sequence, token_ids: list[int]) -> list[LeafPlace]:
-        """Places of the longest stored prefix of `token_ids`, one per full column."""
-        keys = self.extend_keys(sequence, token_ids)
+        `num_exact` columns count as made under exact attention, None: all of them.
+        """
+        keys, num_full = list(sequence.keys), len(token_ids) // LEAF_TOKENS
+        bounds = [
+            (NAMESPACE_EXACT, num_full if num_exact is None else num_exact),
+            (NAMESPACE_SELECTED, num_full),
+        ]
+        for namespace, stop in bounds:
+            if stop > len(keys):
+                ids = np.asarray(token_ids[len(keys) * LEAF_TOKENS : stop * LEAF_TOKENS], dtype=np.int32)
+                keys += self.store.leaf_keys(sequence.id, namespace, ids, keys[-1] if keys else None)
+        return keys
+
+    def find(self, sequence: Sequence, token_ids: list[int], *, only_exact: bool) -> Found:
+        """The longest stored prefix of `token_ids`, one place per full column.
+
+        With `only_exact` columns made under exact attention only; the sequence's own must be such then.
+        """
+        own = len(sequence.keys)
+        if own * LEAF_TOKENS > sequence.num_exact:  # what follows a selected column is selected
+            return self._look(sequence, token_ids, sequence.num_exact // LEAF_TOKENS)
+        best = self._look(sequence, token_ids, None)
+        if only_exact:
+            return best
+        for end in range(
+            len(best.places), own - 1, -1
+        ):  # where selection began; mostly at the first one tried
+            key = self._selected_key(sequence, token_ids, best.keys, end)
+            if key is not None and self.store.holds(sequence.id, key):
+                found = self._look(sequence, token_ids, end)
+                if len(found.places) > len(best.places):
+                    return found
+        return best
+
+    def _selected_key(
+        self, sequence: Sequence, token_ids: list[int], exact_keys: list[bytes], column: int
+    ) -> bytes | None:
+        """Key of a column made under selection behind exact ones; None where it is not full."""
+        ids = np.asarray(token_ids[column * LEAF_TOKENS : (column + 1) * LEAF_TOKENS], dtype=np.int32)
+        parent = exact_keys[column - 1] if column else None
+        keys = self.store.leaf_keys(sequence.id, NAMESPACE_SELECTED, ids, parent)
+        return keys[0] if keys else None
+
+    def _look(self, sequence: Sequence, token_ids: list[int], num_exact: int | None) -> Found:
+        keys = self.extend_keys(sequence, token_ids, num_exact)
         ids = np.asarray(token_ids[: len(keys) * LEAF_TOKENS], dtype=np.int32)
-        return list(self.store.lookup(sequence.id, keys, ids))
+        places = list(self.store.lookup(sequence.id, keys, ids))
+        exact = len(places) if num_exact is None else min(num_exact, len(places))
+        return Found(places, keys[: len(places)], exact)
 
-    def adopt(self, sequence: Sequence, token_ids: list[int], places: list[LeafPlace]) -> None:
-        """Make the columns found at `places` part of the sequence: present on disk, absent above."""
-        stop = len(places) * LEAF_TOKENS
-        sequence.keys = self.extend_keys(sequence, token_ids)[: len(places)]
-        sequence.token_ids[:] = token_ids[:stop]
-        sequence.directory.grow(len(places))
-        sequence.directory.places[:] = places
-        sequence.num_written = max(sequence.num_written, len(places))
+    def adopt(self, sequence: Sequence, token_ids: list[int], found: Found) -> None:
+        """Make the columns found part of the sequence: present on disk, absent above."""
+        num_found = len(found.places)
+        sequence.keys = found.keys
+        sequence.token_ids[:] = token_ids[: num_found * LEAF_TOKENS]
+        sequence.num_exact = found.num_exact * LEAF_TOKENS
+        sequence.directory.grow(num_found)
+        sequence.directory.places[:] = found.places
+        sequence.num_written = max(sequence.num_written, num_found)
 
     def append(self, sequence: Sequence, columns: range, leaves: list[memoryview]) -> bool:
         """Write full columns as one extent; `leaves` are their bytes by layer, then column.
 
         False when the store cannot take them (said once through `notify`); then nothing changed.
         """
-        sequence.keys = self.extend_keys(sequence, sequence.token_ids)
+        num_exact = sequence.num_exact // LEAF_TOKENS
+        sequence.keys = self.extend_keys(sequence, sequence.token_ids, num_exact)
         start, stop = columns.start, columns.stop
         ids = np.asarray(sequence.token_ids[start * LEAF_TOKENS : stop * LEAF_TOKENS], dtype=np.int32)
         parent = sequence.keys[start - 1] if start else None
         try:
-            places = self._append(sequence.id, sequence.keys[start:stop], parent, ids, leaves)
+            provenance = PROVENANCE_EXACT if stop <= num_exact else PROVENANCE_SELECTED
+            assert stop <= num_exact or start >= num_exact, "one extent, one provenance"
+            places = self._append(sequence.id, sequence.keys[start:stop], parent, ids, leaves, provenance)
         except StorageError as error:
             self.is_writable = False
             self.notify(f"nothing more is kept on disk this turn: {error}; the answer goes on from memory")
@@ -112,10 +168,11 @@ class DiskTier:
         parent: bytes | None,
         token_ids: NDArray[np.int32],
         leaves: list[memoryview],
+        provenance: int,
     ) -> list[LeafPlace]:
         """Append; where there is no room, what is least likely to be missed of the others gives way first."""
         try:
-            return self.store.append(sequence_id, keys, parent, token_ids, leaves)
+            return self.store.append(sequence_id, keys, parent, token_ids, leaves, provenance=provenance)
         except (QuotaExceeded, DiskFull):
             keep = {sequence_id, self.active_id or sequence_id}
             evicted = self.store.make_room(len(keys) * self.shape.column_bytes, keep)
@@ -126,7 +183,7 @@ class DiskTier:
                 f"no room on disk: KV of {len(evicted)} conversation(s) that is least likely to be missed was "
                 "dropped; their text is kept, and it is computed again when needed"
             )
-            return self.store.append(sequence_id, keys, parent, token_ids, leaves)
+            return self.store.append(sequence_id, keys, parent, token_ids, leaves, provenance=provenance)
 
     def why_missing(self, sequence_id: bytes) -> str | None:
         """Why KV of a sequence was given up since it was last written, None where none was."""

@@ -24,23 +24,55 @@ if TYPE_CHECKING:
 
 
 class MemoryTier:
-    """`pool` is `[num_slots, 2, num_kv_heads, LEAF_TOKENS, head_dim]` bf16; every slot is in the ledger."""
+    """`pool` is `[num_slots, 2, num_kv_heads, LEAF_TOKENS, head_dim]` bf16; every slot is in the ledger.
+
+    Two tiers of the same memory share one `arena`, so that one call attends over leaves of both: slot s of a
+    tier is `first_slot + s` there.
+    """
 
     def __init__(
-        self, tier: Tier, shape: LeafShape, ledger: Ledger, device: torch.device, *, pinned: bool = False
+        self,
+        tier: Tier,
+        shape: LeafShape,
+        ledger: Ledger,
+        device: torch.device,
+        *,
+        pinned: bool = False,
+        above: MemoryTier | None = None,
     ) -> None:
+        """`above`: the other tier of the same memory, whose arena this one shares, behind its slots."""
         self.tier = tier
         self.shape = shape
         self.ledger = ledger
         self.slots = SlotPool(ledger[tier].capacity // shape.leaf_bytes)
-        self.pool, self.view = _arena(self.slots.num_slots, shape, device, pinned=pinned)
+        self.first_slot = 0 if above is None else above.slots.num_slots
+        self.arena: torch.Tensor
+        num_slots = self.first_slot + self.slots.num_slots
+        self.arena, view = _arena(num_slots, shape, device, pinned=pinned)
+        self._use(view)
+        if above is not None:
+            above.arena = self.arena
+            above._use(view)  # noqa: SLF001  another of this class
+
+    def _use(self, view: memoryview | None) -> None:
+        stop = self.first_slot + self.slots.num_slots
+        self.pool = self.arena[self.first_slot : stop]
+        size = self.shape.leaf_bytes
+        self.view = None if view is None else view[self.first_slot * size : stop * size]
+
+    @property
+    def num_free(self) -> int:
+        """Slots that can be taken: free, and within the limit, which abstracts share."""
+        account = self.ledger[self.tier]
+        return min(self.slots.num_free, (account.capacity - account.used) // self.shape.leaf_bytes)
 
     def take(self, count: int) -> NDArray[np.int32] | None:
-        """`count` slots, or None when the pool has fewer free."""
+        """`count` slots, or None when fewer can be had."""
+        if count > self.num_free:
+            return None
         found = self.slots.take(count)
-        if found is not None:
-            fits = self.ledger.reserve(self.tier, count * self.shape.leaf_bytes)
-            assert fits, "the pool is no larger than its limit"
+        assert found is not None
+        self.ledger.reserve(self.tier, count * self.shape.leaf_bytes)
         return found
 
     def give(self, slots: NDArray[np.int32]) -> None:
@@ -51,6 +83,7 @@ class MemoryTier:
     def close(self) -> None:
         """Free the arena. No slot may be in use or in flight."""
         self.pool, self.view = self.pool[:0].clone(), None
+        self.arena = self.pool
 
     def leaf_view(self, slot: int, count: int = 1) -> memoryview:
         """The bytes of `count` neighbouring slots (CPU pools only)."""

@@ -15,12 +15,14 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.errors import CapacityError
 from edgekv.policies.placement import Candidate, Placement
+from edgekv.tiers.promotion import Promotion
 from edgekv.tiers.stream import SegmentStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.abstracts import Abstracts
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.mover import Mover
 
@@ -45,7 +47,13 @@ class Residency:
         self.stream = SegmentStream(mover, min(MAX_SEGMENT_SLOTS, max(1, segment)))
         spare = (num_slots - 2 * self.stream.segment_slots) // num_layers - 1
         self.block_columns = max(1, min(MAX_BLOCK_COLUMNS, spare - 1))
+        self.promotion = Promotion(mover, self._make_host_bytes, self._make_room)
         assert num_slots >= smallest_device_slots(num_layers)
+
+    @property
+    def device_tokens(self) -> int:
+        """Tokens of one sequence that the device pool holds, with a column to spare."""
+        return (self.mover.device.slots.num_slots // self.mover.device.shape.num_layers - 1) * LEAF_TOKENS
 
     def activate(self, sequence: Sequence | None) -> None:
         """From now on this is the sequence that must not give way (None: all are idle)."""
@@ -53,9 +61,12 @@ class Residency:
         if self.mover.disk is not None:
             self.mover.disk.active_id = None if sequence is None else sequence.id
 
-    def restore(self, sequence: Sequence, num_expected: int, arrivals: Arrivals) -> None:
+    def restore(
+        self, sequence: Sequence, num_expected: int, arrivals: Arrivals, *, last: int | None = None
+    ) -> None:
         """Start bringing absent columns up: all to the device if they and the `num_expected` tokens to come
         fit there, else as many as fit beside the staging segments, then to the host; the rest is streamed.
+        `last`: only so many columns at the end, and the first one; a selection asks for others when it needs them.
 
         Raises:
             DamagedColumns: (on a GPU) leaves on disk could not be read or verified; nothing is in flight then.
@@ -64,11 +75,13 @@ class Residency:
         absent = directory.off_device()
         if self.mover.in_place:  # what lies on the host is attended there
             absent = absent[directory.host[0, absent] == ABSENT]
+        if last is not None:
+            absent = absent[(absent == 0) | (absent >= directory.num_columns - last)]
         if len(absent) == 0:
             return
         growth = num_columns(num_expected) + 1
         self._make_room((len(absent) + growth) * directory.num_layers, only_idle=True)
-        room = self.mover.device.slots.num_free // directory.num_layers - growth
+        room = self.mover.device.num_free // directory.num_layers - growth
         if room < len(absent):
             staging = -(-2 * self.stream.segment_slots // directory.num_layers)
             room = max(0, room - staging - self.block_columns)
@@ -103,12 +116,13 @@ class Residency:
         num_layers = sequence.directory.num_layers
         self._make_host_room(len(columns) * num_layers)
         staging = 0 if self.mover.in_place or self.stream.is_open else 2 * self.stream.segment_slots
-        room = max(0, self.mover.host.slots.num_free - staging) // num_layers
+        room = max(0, self.mover.host.num_free - staging) // num_layers
         started = arrivals.start(self.mover, sequence, columns[:room], self.mover.host)
         assert started, "room on the host was counted before"
 
-    def prepare(self, sequence: Sequence, num_tokens: int) -> None:
-        """Before a pass: device slots for every column up to `num_tokens`, and staging if anything is away.
+    def prepare(self, sequence: Sequence, num_tokens: int, *, reads_all: bool = True) -> None:
+        """Before a pass: device slots for every column up to `num_tokens`; staging if anything is away that the
+        pass will read.
 
         Raises:
             CapacityError: no tier can take what has to leave the device.
@@ -122,8 +136,22 @@ class Residency:
             directory.put_device(
                 np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted)
             )
-        if self._must_stream(sequence) and not self.stream.is_open:
+        if not reads_all:
+            self.stream.close()
+        elif self._must_stream(sequence) and not self.stream.is_open:
             self._open_stream(sequence)
+
+    def select_from(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts:
+        """Abstracts of the first `num_columns` columns, and room to promote `num_slots` leaves, or `at_least` some.
+
+        Raises:
+            CapacityError: the host has no room for them.
+            DamagedColumns: columns without abstracts could not be read back from disk.
+        """
+        found = self.promotion.open(sequence, num_columns, num_slots, at_least)
+        if found is None:
+            raise CapacityError(self._too_small("host"))
+        return found
 
     def _open_stream(self, sequence: Sequence) -> None:
         staging = 2 * self.stream.segment_slots
@@ -164,12 +192,15 @@ class Residency:
         """Columns to write at once: all, or as many as a GPU's can pass through the host together."""
         start = sequence.num_written
         stop = min(sequence.num_full, start + MAX_EXTENT_COLUMNS)
+        exact = sequence.num_exact // LEAF_TOKENS
+        if start < exact < stop:  # an extent has one provenance
+            stop = exact
         if self.mover.in_place:
             return range(start, stop)
         num_layers = sequence.directory.num_layers
         missing = int((sequence.directory.host[0, start:stop] == ABSENT).sum())
         self._clear_host(missing * num_layers, sequence)
-        room = self.mover.host.slots.num_free // num_layers
+        room = self.mover.host.num_free // num_layers
         return range(start, stop if room >= missing else min(stop, start + max(1, room)))
 
     def shorten(self, sequence: Sequence, num_tokens: int) -> None:
@@ -178,11 +209,13 @@ class Residency:
         gone = np.arange(num_columns(num_tokens), sequence.directory.num_columns)
         self.mover.drop_device(sequence, gone)
         self.mover.drop_host(sequence, gone)
+        self.promotion.shorten(sequence, num_tokens // LEAF_TOKENS)
         sequence.shorten(num_tokens)
 
     def release(self, sequence: Sequence) -> None:
         """Give up every copy in memory and forget the sequence."""
         self.shorten(sequence, 0)
+        self.promotion.release(sequence)
         self.sequences.pop(sequence.id, None)
 
     def _take(self, num_slots: int) -> NDArray[np.int32]:
@@ -198,7 +231,7 @@ class Residency:
             CapacityError: not even all demotable columns make enough room, or nowhere takes them.
         """
         num_layers = self.mover.device.shape.num_layers
-        missing = num_slots - self.mover.device.slots.num_free
+        missing = num_slots - self.mover.device.num_free
         if missing <= 0:
             return
         candidates = [
@@ -209,7 +242,7 @@ class Residency:
         for owner, columns in self.placement.victims(candidates, -(-missing // num_layers)):
             if owner in self.sequences:  # writing one idle sequence may have evicted another
                 self._demote(self.sequences[owner], columns)
-        if not only_idle and self.mover.device.slots.num_free < num_slots:
+        if not only_idle and self.mover.device.num_free < num_slots:
             raise CapacityError(self._too_small("device"))
 
     def _demotable(self, sequence: Sequence) -> NDArray[np.intp]:
@@ -224,7 +257,7 @@ class Residency:
             columns < sequence.directory.num_columns
         ]  # it may itself have given way on the host
         full = columns[columns < sequence.num_full]
-        room = self.mover.host.slots.num_free
+        room = self.mover.host.num_free
         if not self.mover.in_place and not self.stream.is_open:
             room -= 2 * self.stream.segment_slots  # streaming will need to land on the host
         fits = max(0, room) // sequence.directory.num_layers
@@ -244,7 +277,7 @@ class Residency:
         """Drop clean host copies of idle sequences, least recently used first, until enough is free."""
         host = self.mover.host
         for sequence in sorted(self.sequences.values(), key=lambda s: s.last_used):
-            if host.slots.num_free >= num_slots:
+            if host.num_free >= num_slots:
                 return
             if sequence is self._active or sequence.id in self._being_written:
                 continue
@@ -254,11 +287,17 @@ class Residency:
                 self.mover.drop_host(sequence, held[held < sequence.num_written])
             elif len(held := sequence.directory.on_host()):
                 self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
+        if host.num_free < num_slots:
+            self.promotion.give_way(self._active, num_slots - host.num_free)
+
+    def _make_host_bytes(self, num_bytes: int, owner: Sequence) -> None:
+        """Free host memory for what is not a column, at the cost of clean copies."""
+        self._clear_host(-(-num_bytes // self.mover.host.shape.leaf_bytes), owner)
 
     def _clear_host(self, num_slots: int, owner: Sequence) -> None:
         """Make host room at the cost of clean copies, those of `owner` last."""
         self._make_host_room(num_slots)
-        missing = num_slots - self.mover.host.slots.num_free
+        missing = num_slots - self.mover.host.num_free
         if missing > 0:
             held = owner.directory.on_host()
             clean = held[held < owner.num_written]

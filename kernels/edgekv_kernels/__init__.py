@@ -6,7 +6,7 @@ Every operation has a plain torch fp32 form (`reference/`), a compiled CPU form 
 for CUDA (`triton/`). The form is chosen once per device kind and can be forced (`use`, `forced`).
 """
 
-from edgekv_kernels.abstracts import NODE_LEAVES, key_bytes, node_bytes, pack_keys, pack_nodes
+from edgekv_kernels.abstracts import NODE_LEAVES, key_bytes, node_bytes, nodes_of_keys, pack_keys, pack_nodes
 from edgekv_kernels.attention import attend_block, attend_leaves
 from edgekv_kernels.dispatch import describe, forced, use
 from edgekv_kernels.gating import swiglu
@@ -47,6 +47,7 @@ __all__ = [
     "merge_",
     "node_bounds",
     "node_bytes",
+    "nodes_of_keys",
     "pack_keys",
     "pack_nodes",
     "rms_norm",

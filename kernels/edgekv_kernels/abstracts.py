@@ -86,6 +86,16 @@ def pack_nodes(pool: torch.Tensor, slots: torch.Tensor, out: torch.Tensor | None
     return out
 
 
+def nodes_of_keys(keys: torch.Tensor, num_kv_heads: int, dim: int) -> torch.Tensor:
+    """Nodes of whole groups of 8 leaves from their low-bit keys: uint8 [n, Hkv * (3 D + 8)].
+
+    For leaves that are no longer in a pool: a little wider than `pack_nodes`, the bounds hold all the same.
+    keys: uint8 [8 n, Hkv * (6 D + 8)]. Plain in every form: it is done once in 128 tokens.
+    """
+    assert keys.shape[0] % NODE_LEAVES == 0, keys.shape
+    return reference.nodes_of_keys(keys, num_kv_heads, dim)
+
+
 def _rows(pool: torch.Tensor, num_rows: int, width: int, out: torch.Tensor | None) -> torch.Tensor:
     """Checked or new rows."""
     assert pool.dtype is torch.bfloat16, pool.dtype

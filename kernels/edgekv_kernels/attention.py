@@ -61,8 +61,10 @@ def attend_leaves(
         lse.fill_(-torch.inf)
         return out, lse
     form = _form(dim, pool)
-    if form == "native":
-        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse, turns, style)
+    if form == "native" and turns is not None:  # TMP
+        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
+    elif form == "native":
+        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse)
         if num_queries <= FEW_QUERIES:
             dispatch.native.attend(*job)
         elif dispatch.native.has_bf16():
@@ -166,8 +168,6 @@ def _job(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
 ) -> tuple[int | float, ...]:
     """What the native kernels are told."""
     num_queries, num_heads, dim = q.shape
@@ -187,7 +187,4 @@ def _job(
         num_kv_heads,
         dim,
         q.stride()[0],
-        0 if turns is None else turns.data_ptr(),
-        0 if turns is None else turns.shape[1],
-        style == "interleaved",
     )

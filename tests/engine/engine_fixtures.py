@@ -22,12 +22,26 @@ def never():
 
 
 @contextmanager
-def engine_on(model, path=None, *, in_place=True, device_leaves=4000, host_leaves=4000, disk_budget=1 << 30):
+def engine_on(
+    model,
+    path=None,
+    *,
+    in_place=True,
+    device_leaves=4000,
+    host_leaves=4000,
+    disk_budget=1 << 30,
+    attention="exact",
+    **options,
+):
     """An engine whose limits are given in leaves of the tiny model."""
     c = model.decoder.config
     leaf = 2 * c.num_kv_heads * 16 * c.head_dim * 2
     config = Config(
-        device_budget=device_leaves * leaf, host_budget=host_leaves * leaf, disk_budget=disk_budget
+        device_budget=device_leaves * leaf,
+        host_budget=host_leaves * leaf,
+        disk_budget=disk_budget,
+        attention=attention,
+        **options,
     )
     directory = None if path is None else DataDir.open(path)
     engine = assemble(config, model, data_dir=directory, in_place=in_place)

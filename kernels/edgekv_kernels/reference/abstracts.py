@@ -56,7 +56,19 @@ def pack_nodes(pool: torch.Tensor, slots: torch.Tensor, out: torch.Tensor) -> No
     """Minimum, maximum and mean of every eight leaves of `slots` [8 n] to out [n, Hkv * (3 D + 8)]."""
     leaves = pool[slots.long(), 0].float().unflatten(0, (-1, 8))  # [n, 8, Hkv, 16, D]
     keys = leaves.transpose(1, 2).flatten(2, 3)  # [n, Hkv, 128, D]
-    least, most, mean = keys.amin(2), keys.amax(2), keys.mean(2)
+    out.copy_(_node_rows(keys.amin(2), keys.amax(2), keys.mean(2)))
+
+
+def nodes_of_keys(keys: torch.Tensor, num_kv_heads: int, dim: int) -> torch.Tensor:
+    """Nodes [n, Hkv * (3 D + 8)] of low-bit keys [8 n, Hkv * (6 D + 8)]: the bounds enclose the true keys still."""
+    low, step, codes = unpack_keys(keys, num_kv_heads, dim)
+    mean = low + step * codes.float().mean(2)
+    parts = [x.unflatten(0, (-1, 8)) for x in (low, low + 3 * step, mean)]
+    return _node_rows(parts[0].amin(1), parts[1].amax(1), parts[2].mean(1))
+
+
+def _node_rows(least: torch.Tensor, most: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Rows of nodes with these bounds and means, each [n, Hkv, D]."""
     largest = torch.maximum(least.abs(), most.abs()).amax(-1, keepdim=True)
     scale = (largest / 126.9).clamp_min(_SMALLEST)
     mean_scale = (mean.abs().amax(-1, keepdim=True) / 127).clamp_min(_SMALLEST)
@@ -65,7 +77,7 @@ def pack_nodes(pool: torch.Tensor, slots: torch.Tensor, out: torch.Tensor) -> No
     middle = (mean / mean_scale).round().clamp(-127, 127)
     fields = [x.char().view(torch.uint8) for x in (low, high, middle)]
     row = torch.cat((scale.view(torch.uint8), mean_scale.view(torch.uint8), *fields), dim=-1)
-    out.copy_(row.flatten(1))
+    return row.flatten(1)
 
 
 def decode_nodes(

@@ -1,0 +1,118 @@
+"""Exact attention of one pass: every leaf of the past, wherever it lies.
+
+A merge of segments: leaves on the device in one call, leaves attended where they lie on the host, segments
+streamed from below as they land, and the new block itself (causal). Knows slots, not bytes on disk; the
+residency has made room and planned the stream before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import edgekv_kernels as kernels
+from edgekv.cache.directory import ABSENT
+from edgekv.cache.leaf import LEAF_TOKENS
+
+if TYPE_CHECKING:
+    from edgekv.cache.sequence import Sequence
+    from edgekv.models.decoder import Attend
+    from edgekv.tiers.arrivals import Arrivals
+    from edgekv.tiers.residency import Residency
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Slots of one sequence as tensors `[num_layers, n]`, valid while its directory has this version."""
+
+    version: int
+    device: Tensor
+    host: Tensor | None
+    tail: Tensor  # the columns that new tokens are written to
+    first_tail: int
+    ends_in_tail: int  # of the device columns, how many come before the tail
+
+
+class ExactAttention:
+    """Makes the `attend` of passes that read everything."""
+
+    def __init__(self, residency: Residency, scale: float) -> None:
+        self._residency = residency
+        self._scale = scale
+        self._layout: _Layout | None = None
+        self._owner: Sequence | None = None
+
+    def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next `count` tokens of `sequence`.
+
+        Raises:
+            CapacityError: no room for the new leaves.
+            DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
+        """
+        start = sequence.num_tokens
+        self._residency.prepare(sequence, start + count)
+        stream = self._residency.stream
+        if stream.is_open:
+            stream.begin_pass(sequence)
+        layout = self._slots(sequence, start)
+        pool, host = self._residency.mover.device.pool, self._residency.mover.host.pool
+        on_device = layout.ends_in_tail * LEAF_TOKENS + start - layout.first_tail * LEAF_TOKENS
+        on_host = 0 if layout.host is None else layout.host.shape[1] * LEAF_TOKENS
+        streams, scale = stream.is_open, self._scale
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            arrivals.wait(layer)
+            kernels.append_kv(pool, layout.tail[layer], start % LEAF_TOKENS, k, v)
+            if count == 1:  # its own key is in the pool already
+                out, lse = kernels.attend_leaves(q, pool, layout.device[layer], on_device + 1, scale)
+            else:
+                out, lse = kernels.attend_block(q, k, v, scale)
+                if on_device:
+                    part = kernels.attend_leaves(q, pool, layout.device[layer], on_device, scale)
+                    kernels.merge_(out, lse, *part)
+            if layout.host is not None:
+                part = kernels.attend_leaves(q, host, layout.host[layer], on_host, scale)
+                kernels.merge_(out, lse, *part)
+            if streams:
+                for slots, num_tokens in stream.segments(layer):
+                    kernels.merge_(out, lse, *kernels.attend_leaves(q, pool, slots, num_tokens, scale))
+            return out
+
+        return attend
+
+    def _slots(self, sequence: Sequence, start: int) -> _Layout:
+        """Slot tensors for a pass that begins at token `start`; rebuilt only when something moved."""
+        directory = sequence.directory
+        first_tail = start // LEAF_TOKENS
+        known = self._layout
+        if (
+            known is not None
+            and self._owner is sequence
+            and known.version == directory.version
+            and known.first_tail == first_tail
+        ):
+            return known
+        present = directory.on_device()
+        assert len(present), "the columns being written are on the device"
+        host = None
+        if self._residency.mover.in_place:
+            lies_there = np.flatnonzero((directory.host[0] != ABSENT) & (directory.device[0] == ABSENT))
+            if len(lies_there):
+                host = self._tensor(directory.host[:, lies_there])
+        self._owner = sequence
+        self._layout = _Layout(
+            version=directory.version,
+            device=self._tensor(directory.device[:, present]),
+            host=host,
+            tail=self._tensor(directory.device[:, first_tail:]),
+            first_tail=first_tail,
+            ends_in_tail=int(np.searchsorted(present, first_tail)),
+        )
+        return self._layout
+
+    def _tensor(self, slots: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(slots)).to(self._residency.mover.device.pool.device)

@@ -1,0 +1,54 @@
+"""Virtual positions: where far columns seem to lie once a conversation is longer than the trained window.
+
+Keys are stored rotated at their absolute positions, and rotations form a group: turning the query by the
+opposite angle is the same as moving the key, so no stored byte changes. Knows positions only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgekv.cache.leaf import LEAF_TOKENS
+
+if TYPE_CHECKING:
+    from edgekv.models.rope import Rope
+
+STEP_TOKENS = 512  # a layout stays fixed for so many tokens, so that a turn sees one layout
+MARGIN_TOKENS = STEP_TOKENS + LEAF_TOKENS
+
+
+class VirtualLayout:
+    """Columns nearer than the trained window keep their distance; farther ones share one virtual distance."""
+
+    def __init__(self, rope: Rope, trained_tokens: int) -> None:
+        self.trained_tokens = trained_tokens
+        self.style = rope.style
+        self._rope = rope
+        self._reach = max(LEAF_TOKENS, trained_tokens - MARGIN_TOKENS)
+        self._distance = min(3_000, trained_tokens // 2)
+        self._end = -1
+        self._turns: torch.Tensor | None = None
+
+    def is_needed(self, num_tokens: int) -> bool:
+        """Whether some columns of a sequence of `num_tokens` lie beyond the trained window."""
+        return num_tokens > self.trained_tokens
+
+    def turns(self, num_columns: int, end: int) -> torch.Tensor | None:
+        """Extra rotation of the query for each column, float32 `[>= num_columns, rope_dim]`: cos, then sin.
+
+        `end`: one past the last position of the pass. None while every distance is a trained one.
+        """
+        if not self.is_needed(end):
+            return None
+        end = -(-end // STEP_TOKENS) * STEP_TOKENS
+        if end != self._end or self._turns is None:
+            columns = torch.arange(end // LEAF_TOKENS + 1, dtype=torch.int64)
+            true = columns * LEAF_TOKENS
+            is_far = true < end - self._reach
+            virtual = torch.where(is_far, end - self._distance, true)
+            cos, sin = self._rope.turn(true - virtual)
+            self._turns, self._end = torch.cat([cos, sin], dim=1), end
+        assert len(self._turns) > num_columns
+        return self._turns

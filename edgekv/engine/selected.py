@@ -1,0 +1,172 @@
+"""Selected attention of one pass: sink, window and, between them, the columns that a policy chooses per layer.
+
+Beyond the model's trained window, far columns are attended at virtual positions within it. Leaves that were
+chosen and are not in memory are promoted first. Knows slots and columns; how they are ranked is the policy's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import edgekv_kernels as kernels
+from edgekv.cache.directory import ABSENT
+from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.events import AttentionUse
+from edgekv.policies.selection.selector import Step
+
+if TYPE_CHECKING:
+    from edgekv.cache.sequence import Sequence
+    from edgekv.engine.positions import VirtualLayout
+    from edgekv.models.decoder import Attend
+    from edgekv.policies.selection.selector import Selector
+    from edgekv.tiers.arrivals import Arrivals
+    from edgekv.tiers.residency import Residency
+
+SINK_COLUMNS = 1
+PROMOTED_STEPS = 8  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
+SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Columns that one step may read, the window's among them. A token more than the window may be attended
+    where the window's first column is cut.
+    """
+
+    num_columns: int
+    window_columns: int
+
+    @classmethod
+    def of(cls, num_tokens: int) -> Budget:
+        """Of `num_tokens` unique tokens: an eighth, and at least 64 tokens, for the window."""
+        columns = max(2, num_tokens // LEAF_TOKENS)
+        return cls(columns, min(columns - SINK_COLUMNS, max(4, columns // 8)))
+
+
+@dataclass(slots=True)
+class AttentionTally:
+    """What the passes of one request attended: sums over layers and passes."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+
+
+class SelectedAttention:
+    """Makes the `attend` of passes that read a budget."""
+
+    def __init__(
+        self, residency: Residency, selector: Selector, layout: VirtualLayout, budget: Budget, scale: float
+    ) -> None:
+        self.budget = budget
+        self.tally = AttentionTally()
+        self._residency = residency
+        self._selector = selector
+        self._layout = layout
+        self._scale = scale
+        self._style = layout.style
+        self._owner: Sequence | None = None
+        self._selected = 0
+
+    def take_use(self) -> AttentionUse:
+        """What was attended since the last call."""
+        tally, self.tally = self.tally, AttentionTally()
+        read = self._residency.promotion.promoted.take_bytes_read()
+        mean = tally.num_tokens / tally.num_steps if tally.num_steps else 0.0
+        return AttentionUse(mean_tokens=mean, promoted_bytes=read)
+
+    def reads_all(self, start: int) -> bool:
+        """Whether a pass from token `start` on attends to everything before it, at its true distance."""
+        first_window = self._first_window(start)
+        return first_window - SINK_COLUMNS <= self._num_choices() and not self._layout.is_needed(start)
+
+    def _first_window(self, start: int) -> int:
+        return max(SINK_COLUMNS, start // LEAF_TOKENS + 1 - self.budget.window_columns)
+
+    def _num_choices(self) -> int:
+        return self.budget.num_columns - self.budget.window_columns - SINK_COLUMNS
+
+    def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next `count` tokens of `sequence`.
+
+        Raises:
+            CapacityError: no room for the new leaves, their abstracts or what is selected.
+            DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
+        """
+        start = sequence.num_tokens
+        tail, offset = start // LEAF_TOKENS, start % LEAF_TOKENS
+        if sequence is not self._owner or start < self._selected:
+            self._selector.reset()
+        self._owner, self._selected = sequence, start
+        residency = self._residency
+        residency.prepare(sequence, start + count, reads_all=False)
+        promoted = residency.promotion.promoted
+        step = self.budget.num_columns + 1
+        num_slots = PROMOTED_STEPS * step * sequence.directory.num_layers
+        abstracts = residency.select_from(sequence, tail, num_slots, step)
+        where = promoted.begin_pass(sequence)
+        pool = promoted.tier.arena
+        turns = self._layout.turns(tail, start + count)
+        first_window = self._first_window(start)
+        fixed = self._fixed(start, first_window, with_tail=bool(offset) or count == 1)
+        num_choices = max(0, min(self._num_choices(), first_window - SINK_COLUMNS))
+        columns = torch.cat([torch.empty(num_choices, dtype=torch.int32), fixed])
+        placed = num_choices  # where the fixed ones stand in `columns`
+        in_tail = offset + (1 if count == 1 else 0)  # tokens of the last column, 0 where it is whole
+        writes = torch.from_numpy(np.ascontiguousarray(sequence.directory.device[:, tail:])).to(pool.device)
+        written, scale, style, tally = residency.mover.device.pool, self._scale, self._style, self.tally
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            nonlocal placed
+            arrivals.wait(layer)
+            kernels.append_kv(written, writes[layer], offset, k, v)
+            listed = fixed
+            if num_choices:
+                sample = q if count <= SAMPLE_QUERIES else q[:: -(-count // SAMPLE_QUERIES)]
+                choice = range(SINK_COLUMNS, first_window)
+                num_chosen = self._selector.select(
+                    Step(layer, sample, scale, choice, num_choices, abstracts, columns, turns, style)
+                )
+                if num_chosen != placed:
+                    columns[num_chosen : num_chosen + len(fixed)] = fixed
+                    placed = num_chosen
+                listed = columns[: num_chosen + len(fixed)]
+            slots = where[layer].index_select(0, listed)
+            if promoted.is_partial:
+                slots = self._reach(layer, listed, slots)
+            num_tokens = len(listed) * LEAF_TOKENS + (in_tail - LEAF_TOKENS if in_tail else 0)
+            tally.num_steps += 1
+            tally.num_tokens += num_tokens
+            turned = None if turns is None else turns.index_select(0, listed)
+            if count == 1:
+                return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]
+            out, lse = kernels.attend_block(q, k, v, scale)
+            if num_tokens:
+                part = kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)
+                kernels.merge_(out, lse, *part)
+            return out
+
+        return attend
+
+    def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:
+        """Sink and window of a pass that begins at token `start`, the unfinished column last."""
+        tail = start // LEAF_TOKENS
+        stop = tail + 1 if with_tail else tail
+        sink = torch.arange(min(SINK_COLUMNS, first_window, stop), dtype=torch.int32)
+        return torch.cat([sink, torch.arange(min(first_window, stop), stop, dtype=torch.int32)])
+
+    def _reach(self, layer: int, columns: Tensor, slots: Tensor) -> Tensor:
+        """Slots of all `columns`, after bringing up those that are away."""
+        promoted = self._residency.promotion.promoted
+        chosen = columns.numpy()
+        away = chosen[slots.numpy() == ABSENT]
+        if len(away):
+            promoted.bring(layer, away)
+        promoted.touch(layer, chosen)
+        if not len(away):
+            return slots
+        return torch.from_numpy(promoted.where[layer, chosen])

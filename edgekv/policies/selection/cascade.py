@@ -1,0 +1,51 @@
+"""The default: tree nodes skip deserts, low-bit keys rank what is left (kv-path: selection).
+
+Nodes of 8 leaves are only scored where more than `max_candidates` columns are to choose from; what won the step
+before stays a candidate, since neighbouring steps choose nearly the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import edgekv_kernels as kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgekv.policies.selection.selector import Step
+
+MAX_CANDIDATES = 512
+
+
+@dataclass(slots=True)
+class Cascade:
+    """Ranks by the estimated attention mass, summed over heads and queries."""
+
+    max_candidates: int = MAX_CANDIDATES
+    _winners: dict[int, Tensor] = field(default_factory=dict)
+
+    def select(self, step: Step) -> int:
+        """See `Selector`."""
+        count = kernels.select_leaves(
+            step.q,
+            step.abstracts.keys(step.layer),
+            step.columns.start,
+            step.columns.stop,
+            step.num_columns,
+            step.scale,
+            step.out,
+            nodes=step.abstracts.nodes(step.layer),
+            max_candidates=self.max_candidates,
+            extra=self._winners.get(step.layer),
+            turns=step.turns,
+            style=step.style,
+        )
+        if len(step.columns) > self.max_candidates:
+            self._winners[step.layer] = step.out[:count].clone()
+        return count
+
+    def reset(self) -> None:
+        """See `Selector`."""
+        self._winners.clear()

@@ -1,0 +1,61 @@
+"""What every method of selection gets and gives.
+
+A step is one layer of one pass: a decode token, or a prefill block whose queries share their choice. Sink and
+window are attended anyway; a method chooses among the columns between them. It knows abstracts and queries,
+no KV, no tiers and no slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgekv_kernels.rope import Style
+
+
+class AbstractsLike(Protocol):
+    """Abstracts of one sequence, one row per column or node, on the CPU."""
+
+    def keys(self, layer: int) -> Tensor:
+        """Low-bit keys uint8 `[num_columns, key_bytes]`."""
+        ...
+
+    def nodes(self, layer: int) -> Tensor:
+        """Minimum, maximum and mean of 8 columns each, uint8 `[num_columns // 8, node_bytes]`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One layer of one pass over one sequence.
+
+    q: float32 `[T, Hq, D]`, rotated at its positions; a block hands in a sample of its queries. The choice is
+    among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
+    turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
+    the model's), None where every distance is within the trained window.
+    """
+
+    layer: int
+    q: Tensor
+    scale: float
+    columns: range
+    num_columns: int
+    abstracts: AbstractsLike
+    out: Tensor
+    turns: Tensor | None = None
+    style: Style = "split"
+
+
+class Selector(Protocol):
+    """One method; one instance serves one sequence at a time and may remember its earlier steps."""
+
+    def select(self, step: Step) -> int:
+        """Write the columns to attend to `step.out`, each once; how many, at most `step.num_columns`."""
+        ...
+
+    def reset(self) -> None:
+        """Forget earlier steps: another sequence, or columns were cut off."""
+        ...

@@ -1,0 +1,192 @@
+"""Single leaves of one sequence, brought up because a step selected them; the least recently used give way.
+
+All are clean copies of what lies lower, so giving one up is free. On a CPU they lie in the host pool, which is
+attended where it lies; on a GPU in the device pool. `where` is the one table selection looks up slots in: it
+covers whole columns in memory as well. Knows slots and steps, not why a leaf was selected.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edgekv.cache.directory import ABSENT
+from edgekv.tiers.arrivals import DamagedColumns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.mover import Mover
+
+_SPARE = 16  # one of so many is given up at once: finding the oldest costs the same for one
+
+
+class PromotedLeaves:
+    """Promoted leaves of the sequence that is active; engine thread only."""
+
+    def __init__(self, mover: Mover) -> None:
+        self._mover = mover
+        self.tier = mover.host if mover.in_place else mover.device
+        num_slots = self.tier.slots.num_slots
+        self._layer_of = np.zeros(num_slots, np.int32)
+        self._column_of = np.zeros(num_slots, np.int32)
+        self._used = np.zeros(num_slots, np.int64)
+        self._owned = np.empty(0, np.int32)
+        self._free: list[int] = []
+        self._now = 0
+        self._sequence: Sequence | None = None
+        self._version = -1
+        self._promoted = np.full((0, 0), ABSENT, np.int32)  # [num_layers, columns] slots of the tier
+        self.where = np.full((0, 0), ABSENT, np.int32)
+        self.is_partial = False
+        self.num_bytes_read = 0
+        self.num_hits = self.num_misses = 0
+
+    @property
+    def num_slots(self) -> int:
+        """Slots taken for single leaves."""
+        return len(self._owned)
+
+    def open(self, sequence: Sequence, num_slots: int) -> bool:
+        """Serve `sequence` with at least `num_slots` slots; False when the tier has not so many free."""
+        if sequence is not self._sequence:
+            self.close()
+            self._sequence = sequence
+        missing = num_slots - self.num_slots
+        if missing > 0:
+            taken = self.tier.take(missing)
+            if taken is None:
+                return False
+            self._owned = np.concatenate([self._owned, taken])
+            self._free += taken.tolist()
+        return True
+
+    def close(self) -> None:
+        """Give every slot back. Nothing may be in flight."""
+        if len(self._owned):
+            self.tier.give(self._owned)
+        self._owned = np.empty(0, np.int32)
+        self._free = []
+        self._sequence, self._version = None, -1
+        self._promoted = np.full((0, 0), ABSENT, np.int32)
+
+    def take_bytes_read(self) -> int:
+        """Bytes read from disk since the last call."""
+        read, self.num_bytes_read = self.num_bytes_read, 0
+        return read
+
+    def serves(self, sequence: Sequence | None) -> bool:
+        """Whether its leaves are the ones held."""
+        return sequence is not None and sequence is self._sequence
+
+    def release(self, sequence: Sequence) -> None:
+        """`close` if it is the one served."""
+        if sequence is self._sequence:
+            self.close()
+
+    def shrink(self, num_slots: int) -> None:
+        """Give back all but `num_slots` slots, the least recently used first."""
+        surplus = self.num_slots - num_slots
+        if surplus <= 0:
+            return
+        if num_slots == 0:
+            self.close()
+            return
+        if len(self._free) < surplus:
+            self._give_way(surplus - len(self._free))
+        gone, self._free = np.array(self._free[:surplus], np.int32), self._free[surplus:]
+        self._owned = np.setdiff1d(self._owned, gone, assume_unique=True)
+        self.tier.give(gone)
+
+    def forget_columns(self, sequence: Sequence, num_columns: int) -> None:
+        """Columns from `num_columns` on are no more."""
+        if sequence is not self._sequence:
+            return
+        gone = self._promoted[:, num_columns:]
+        self._free += gone[gone != ABSENT].tolist()
+        self._promoted = self._promoted[:, :num_columns].copy()
+        self._version = -1
+
+    def begin_pass(self, sequence: Sequence) -> torch.Tensor:
+        """Slots in the arena that attention reads, int32 `[num_layers, columns]`, ABSENT where a leaf is away."""
+        assert sequence is self._sequence, "opened for another sequence"
+        self._now += 1
+        directory = sequence.directory
+        if self._version != directory.version:
+            missing = directory.num_columns - self._promoted.shape[1]
+            if missing > 0:
+                extra = np.full((directory.num_layers, missing), ABSENT, np.int32)
+                self._promoted = (
+                    np.concatenate([self._promoted, extra], axis=1) if self._promoted.size else extra
+                )
+            self.where = np.where(self._promoted != ABSENT, self._promoted + self.tier.first_slot, ABSENT)
+            mover = self._mover
+            tiers = [(mover.device, directory.device)]
+            if mover.in_place:
+                tiers.insert(0, (mover.host, directory.host))
+            for tier, slots in tiers:
+                self.where = np.where(slots != ABSENT, slots + tier.first_slot, self.where)
+            self.where = self.where.astype(np.int32)
+            self.is_partial = bool((self.where == ABSENT).any())
+            self._version = directory.version
+        return torch.from_numpy(self.where)
+
+    def touch(self, layer: int, columns: NDArray[np.int32]) -> None:
+        """These were selected in this pass: they are the last to give way."""
+        slots = self._promoted[layer, columns]
+        held = slots[slots != ABSENT]
+        self._used[held] = self._now
+        self.num_hits += len(columns)
+
+    def bring(self, layer: int, columns: NDArray[np.int32]) -> None:
+        """Bring leaves up and wait for them.
+
+        Raises:
+            DamagedColumns: some on disk could not be read or verified.
+        """
+        sequence = self._sequence
+        assert sequence is not None
+        self.num_misses += len(columns)
+        slots = self._slots_for(layer, columns)
+        host = sequence.directory.host[layer, columns]
+        held = host != ABSENT
+        if held.any():  # a GPU: from the host pool
+            self._mover.copy_slots(self._mover.host, host[held], self._mover.device, slots[held])
+        on_disk, into = columns[~held].astype(np.intp), slots[~held]
+        damaged = np.empty(0, np.intp)
+        if len(on_disk):
+            assert self._mover.disk is not None, "a leaf is nowhere"
+            read = self._mover.disk.read(sequence.directory.places, layer, on_disk, into, self.tier)
+            damaged = read.wait()
+            self.num_bytes_read += len(on_disk) * self.tier.shape.leaf_bytes
+        self._mover.lane.computation_waits()
+        if len(damaged):
+            self._give(slots)
+            raise DamagedColumns(int(damaged.min()), len(damaged))
+
+    def _slots_for(self, layer: int, columns: NDArray[np.int32]) -> NDArray[np.int32]:
+        if len(self._free) < len(columns):
+            self._give_way(max(len(columns), self.num_slots // _SPARE))
+        slots = np.array([self._free.pop() for _ in range(len(columns))], np.int32)
+        slots.sort()
+        self._layer_of[slots], self._column_of[slots], self._used[slots] = layer, columns, self._now
+        self._promoted[layer, columns] = slots
+        self.where[layer, columns] = slots + self.tier.first_slot
+        return slots
+
+    def _give_way(self, count: int) -> None:
+        """Free the slots of the `count` leaves that were not selected for longest."""
+        taken = np.setdiff1d(self._owned, np.array(self._free, np.int32), assume_unique=True)
+        count = min(count, len(taken))
+        oldest = taken[np.argpartition(self._used[taken], count - 1)[:count]]
+        self._give(oldest)
+
+    def _give(self, slots: NDArray[np.int32]) -> None:
+        layers, columns = self._layer_of[slots], self._column_of[slots]
+        mine = self.where[layers, columns] == slots + self.tier.first_slot
+        self.where[layers[mine], columns[mine]] = ABSENT
+        self._promoted[layers, columns] = ABSENT
+        self._free += slots.tolist()

@@ -1,0 +1,177 @@
+"""What selected attention keeps in memory: abstracts of every column to choose from, and the leaves it chose.
+
+Both share the host's limit with whole columns (on a GPU promoted leaves lie on the device). Makes abstracts of
+what was computed or stored without them. Knows rooms and places; not what is selected nor why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekv.cache.directory import ABSENT
+from edgekv.tiers.abstracts import Abstracts
+from edgekv.tiers.arrivals import DamagedColumns
+from edgekv.tiers.promoted import PromotedLeaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.mover import Mover
+
+_CHUNK_COLUMNS = 32  # read back at once to make their abstracts
+
+
+class Promotion:
+    """Of all warm sequences; engine thread only.
+
+    `make_room(num_bytes, owner)` frees that much of the host if it can, `make_device_room(num_slots)` so many slots
+    of the device.
+    """
+
+    def __init__(
+        self,
+        mover: Mover,
+        make_room: Callable[[int, Sequence], None],
+        make_device_room: Callable[[int], None],
+    ) -> None:
+        self._mover = mover
+        self._make_device_room = make_device_room
+        self._make_room = make_room
+        self._abstracts: dict[bytes, Abstracts] = {}
+        self._floor = 0
+        self.promoted = PromotedLeaves(mover)
+
+    def open(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts | None:
+        """Abstracts of the first `num_columns` columns, and `num_slots` slots for promoted leaves if so many are
+        away; None when there is no room for the abstracts or for `at_least` slots.
+
+        Raises:
+            DamagedColumns: columns without abstracts could not be read back.
+        """
+        abstracts = self.make_abstracts(sequence, num_columns)
+        if abstracts is None:
+            return None
+        num_away = self._num_away(sequence)
+        self._floor = min(at_least, num_away)
+        tier = self.promoted.tier
+        wanted = min(num_slots, num_away, max(self._floor, tier.slots.num_slots // 2))
+        if not self.promoted.open(sequence, wanted):
+            missing = wanted - self.promoted.num_slots
+            if tier is self._mover.host:
+                self._make_room(missing * tier.shape.leaf_bytes, sequence)
+            else:
+                self._make_device_room(missing)
+            if not self.promoted.open(sequence, min(wanted, self.promoted.num_slots + tier.num_free)):
+                return None
+        return abstracts if self.promoted.num_slots >= self._floor else None
+
+    def _num_away(self, sequence: Sequence) -> int:
+        directory = sequence.directory
+        away = directory.device[0] == ABSENT
+        if self._mover.in_place:
+            away &= directory.host[0] == ABSENT
+        return int(away.sum()) * directory.num_layers
+
+    def shorten(self, sequence: Sequence, num_columns: int) -> None:
+        """Columns from `num_columns` on are no more."""
+        if (known := self._abstracts.get(sequence.id)) is not None:
+            known.shorten(num_columns)
+        self.promoted.forget_columns(sequence, num_columns)
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence."""
+        self.promoted.release(sequence)
+        if (known := self._abstracts.pop(sequence.id, None)) is not None:
+            known.shorten(0)
+
+    def give_way(self, active: Sequence | None, num_slots: int) -> None:
+        """Free `num_slots` slots of what is only a cache, as far as it goes: abstracts of idle sequences, and
+        promoted leaves but for those that one step of the active sequence needs.
+        """
+        for sequence_id, known in list(self._abstracts.items()):
+            if active is None or sequence_id != active.id:
+                known.shorten(0)
+                del self._abstracts[sequence_id]
+        if not self.promoted.serves(active):
+            self.promoted.close()
+        elif self.promoted.tier is self._mover.host:
+            self.promoted.shrink(max(self._floor, self.promoted.num_slots - num_slots))
+
+    def make_abstracts(self, sequence: Sequence, num_columns: int) -> Abstracts | None:
+        """Abstracts of the first `num_columns` columns, from where these lie; None when the host has no room.
+
+        Best done right after a pass: its columns are on the device. Those on disk are read back.
+
+        Raises:
+            DamagedColumns: they could not be read or verified.
+        """
+        abstracts = self._abstracts.get(sequence.id)
+        if abstracts is None:
+            abstracts = self._abstracts[sequence.id] = Abstracts(
+                self._mover.host.shape, self._mover.host.ledger
+            )
+        while abstracts.num_columns < num_columns:
+            first = abstracts.num_columns
+            columns = np.arange(first, min(num_columns, first + _CHUNK_COLUMNS))
+            if not self._reserve(sequence, abstracts, len(columns)):
+                return None
+            try:
+                done = self._add(sequence, abstracts, columns)
+            except BaseException:
+                abstracts.unreserve(first + len(columns))
+                raise
+            if not done:
+                abstracts.unreserve(first + len(columns))
+                return None
+        return abstracts
+
+    def _reserve(self, sequence: Sequence, abstracts: Abstracts, num_columns: int) -> bool:
+        if abstracts.reserve(num_columns):
+            return True
+        total = abstracts.num_columns + num_columns
+        self._make_room(abstracts.bytes_of(total) - abstracts.bytes_of(abstracts.num_columns), sequence)
+        return abstracts.reserve(num_columns)
+
+    def _add(self, sequence: Sequence, abstracts: Abstracts, columns: NDArray[np.intp]) -> bool:
+        directory, mover = sequence.directory, self._mover
+        device, host = directory.device[:, columns], directory.host[:, columns]
+        on_device, on_host = device[0] != ABSENT, host[0] != ABSENT
+        if on_device.all():
+            abstracts.extend(mover.device.pool, device)
+        elif mover.in_place and (on_device | on_host).all():
+            slots = np.where(device != ABSENT, device + mover.device.first_slot, host + mover.host.first_slot)
+            abstracts.extend(mover.host.arena, slots.astype(np.int32))
+        elif on_host.all():
+            abstracts.extend(mover.host.pool, host)
+        elif len(columns) > 1:
+            return all(self._add(sequence, abstracts, columns[i : i + 1]) for i in range(len(columns)))
+        else:
+            return self._add_from_disk(sequence, abstracts, columns)
+        return True
+
+    def _add_from_disk(self, sequence: Sequence, abstracts: Abstracts, column: NDArray[np.intp]) -> bool:
+        directory, mover = sequence.directory, self._mover
+        slots = mover.host.take(directory.num_layers)
+        if slots is None:
+            self._make_room(directory.num_layers * mover.host.shape.leaf_bytes, sequence)
+            slots = mover.host.take(directory.num_layers)
+        if slots is None:
+            return False
+        assert mover.disk is not None, "a column is nowhere"
+        try:
+            reads = [
+                mover.disk.read(directory.places, layer, column, slots[layer : layer + 1], mover.host)
+                for layer in range(directory.num_layers)
+            ]
+            damaged = sum(len(read.wait()) for read in reads)
+            if damaged:
+                raise DamagedColumns(int(column[0]), damaged)
+            abstracts.extend(mover.host.pool, slots[:, None])
+        finally:
+            mover.host.give(slots)
+        return True

@@ -1,0 +1,188 @@
+"""Selected attention end to end on a tiny model: what is read, where it lies, what is kept of how it came to be."""
+
+import random
+
+import pytest
+import torch
+from engine_fixtures import Recorder, ask, engine_on
+from gguf_writer import write_tiny_gguf
+
+from edgekv.config import Config
+from edgekv.engine.build import load_model
+from edgekv.errors import CapacityError, ContextOverflow
+
+
+def _model(tmp_path_factory, context):
+    path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=3, context=context)
+    return load_model(Config(threads=2), path, with_front=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    loaded = _model(tmp_path_factory, 4096)
+    yield loaded
+    loaded.front.close()
+
+
+@pytest.fixture(scope="module")
+def short_model(tmp_path_factory):
+    """Trained on 256 tokens only."""
+    loaded = _model(tmp_path_factory, 256)
+    yield loaded
+    loaded.front.close()
+
+
+def prompt(count, seed=0):
+    return [random.Random(seed).randrange(4, 300) for _ in range(count)]
+
+
+SELECTED = {"attention": "selected", "budget": 256}
+LIMITS = {
+    "some on the host": {"device_leaves": 90},
+    "some on disk": {"device_leaves": 90, "host_leaves": 110},
+    "gpu: host and disk": {"device_leaves": 260, "host_leaves": 150, "in_place": False},
+}
+
+
+def test_a_budget_that_covers_all_is_exact(model):
+    """Guards exactness: where the budget reads everything, tokens and name are those of exact attention."""
+    ids = prompt(300)
+    with engine_on(model) as engine:
+        want = ask(engine, ids, durable=False)
+    with engine_on(model, attention="selected", budget=1024) as engine:
+        got = ask(engine, ids, durable=False)
+    assert got.token_ids == want.token_ids
+    assert want.exactness == got.exactness == "exact"
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS.keys())
+def test_where_leaves_lie_changes_nothing(model, tmp_path, limits):
+    """Guards promotion: a leaf taken for another, or attended before it landed, changes the logits at once."""
+    ids = prompt(900)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        ask(engine, ids, max_tokens=1)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        seen = Recorder(engine)
+        want = ask(engine, ids, max_tokens=40)
+        want_logits = seen.all()
+    with engine_on(model, tmp_path / "e", **SELECTED) as engine:
+        ask(engine, ids, max_tokens=1)
+    with engine_on(model, tmp_path / "e", **SELECTED, **limits) as engine:
+        seen = Recorder(engine)
+        got = ask(engine, ids, max_tokens=40)
+        assert got.usage.reused_tokens == want.usage.reused_tokens == 896
+        assert got.token_ids == want.token_ids
+        assert float((seen.all() - want_logits).abs().max()) < 1e-3
+        assert got.exactness == want.exactness == "selected"
+        assert 0 < got.attention.mean_tokens <= 256
+        assert engine._residency.mover.disk.store.check() == []
+
+
+@pytest.mark.parametrize("limits", [{}, *LIMITS.values()], ids=["all on the device", *LIMITS.keys()])
+def test_prefill_within_limits(model, tmp_path, limits):
+    """Guards the limits while a document is read that fits no tier above the disk."""
+    with engine_on(model, tmp_path / "d", **SELECTED, **limits) as engine:
+        result = ask(engine, prompt(1500), max_tokens=20)
+        assert len(result.token_ids) == 20
+        assert result.exactness == "selected"
+
+
+def test_sink_and_window_are_what_is_attended(model):
+    """Guards the columns' arithmetic: the same as masked attention written down plainly."""
+    ids, num_heads, window_columns = prompt(500, seed=3), model.decoder.config.num_heads, 16 - 1
+    with engine_on(model, attention="selected", budget=256, selection="window") as engine:
+        seen = Recorder(engine)
+        engine._residency.block_columns = 1  # so that every token's window begins at most 15 tokens early
+        ask(engine, ids, max_tokens=1, durable=False)
+        got = seen.all()[0]
+    kept = {}
+
+    def attend(layer, q, k, v):
+        kept[layer] = (k.bfloat16().float(), v.bfloat16().float())
+        keys, values = (x.repeat_interleave(num_heads // k.shape[1], 1) for x in kept[layer])
+        at = torch.arange(len(q))
+        first = (at // 16 - window_columns + 1).clamp_min(0) * 16
+        mask = (at[None] <= at[:, None]) & ((at[None] >= first[:, None]) | (at[None] < 16))
+        scores = torch.einsum("qhd,khd->hqk", q, keys) * q.shape[2] ** -0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return torch.einsum("hqk,khd->qhd", weights, values)
+
+    with torch.inference_mode():
+        hidden = model.decoder.forward(torch.tensor(ids), torch.arange(len(ids)), attend)
+        want = model.decoder.logits(hidden[-1:])[0]
+    assert float((got - want).abs().max() / want.std()) < 0.1
+
+
+def test_what_was_selected_is_never_taken_for_exact(model, tmp_path):
+    """Guards provenance: exact attention after a restart reuses only what was made exactly."""
+    ids = prompt(600, seed=5)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        first = ask(engine, ids, max_tokens=4)
+    assert first.exactness == "selected"
+    with engine_on(model) as engine:
+        want = ask(engine, ids, max_tokens=4, durable=False)
+    with engine_on(model, tmp_path / "d") as engine:
+        got = ask(engine, ids, max_tokens=4)
+    assert got.usage.reused_tokens < 300
+    assert got.exactness == "exact"
+    assert got.token_ids == want.token_ids
+    with engine_on(
+        model, tmp_path / "d", **SELECTED
+    ) as engine:  # exact ones are as good, and now there are more
+        again = ask(engine, ids, max_tokens=4)
+    assert again.usage.reused_tokens == 592
+    with engine_on(model, tmp_path / "d", attention="auto") as engine:
+        assert ask(engine, [*ids, *want.token_ids, 7], max_tokens=2).exactness == "exact"
+
+
+def test_a_warm_selected_sequence_is_recomputed_for_exact(model):
+    """Guards stickiness in memory: what depends on a selection is computed again when exactness is asked for."""
+    ids = prompt(600, seed=6)
+    with engine_on(model, **SELECTED) as engine:
+        ask(engine, ids, max_tokens=4, durable=False)
+        engine._runner.attention = "exact"
+        got = ask(engine, ids, max_tokens=4, durable=False)
+    with engine_on(model) as engine:
+        want = ask(engine, ids, max_tokens=4, durable=False)
+    assert got.exactness == "exact"
+    assert got.token_ids == want.token_ids
+
+
+def test_auto_selects_beyond_the_device(model, tmp_path):
+    """Guards `auto`: exact while the conversation fits the device pool, selected from there on."""
+    with engine_on(model, tmp_path / "d", attention="auto", budget=128, device_leaves=90) as engine:
+        assert ask(engine, prompt(300), max_tokens=4).exactness == "exact"
+        assert ask(engine, prompt(600), max_tokens=4).exactness == "selected"
+
+
+def test_beyond_the_trained_window(short_model, tmp_path):
+    """Guards virtual positions: 4 times the trained window works, resumes, and is refused under exact."""
+    ids = prompt(1000, seed=8)
+    with engine_on(short_model, tmp_path / "d", attention="auto", budget=128) as engine:
+        seen = Recorder(engine)
+        want = ask(engine, ids, max_tokens=12)
+        assert torch.isfinite(seen.all()).all()
+        assert want.exactness == "selected"
+        engine._runner.attention = "exact"
+        with pytest.raises(ContextOverflow, match="--attention auto"):
+            ask(engine, ids)
+    with engine_on(short_model, tmp_path / "d", attention="auto", budget=128) as engine:
+        got = ask(engine, ids, max_tokens=12)
+        assert got.usage.reused_tokens == 992
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 255, 256, 257, 300])
+def test_every_length(model, count):
+    """Guards the edges: sequences without a column to choose, ending in mid-leaf or on its end."""
+    with engine_on(model, attention="selected", budget=128) as engine:
+        result = ask(engine, prompt(count), max_tokens=20, durable=False)
+        assert len(result.token_ids) == 20
+
+
+def test_no_room_for_abstracts_is_one_line(model):
+    """Guards the host's limit: what does not fit is refused with what to do, nothing is dropped."""
+    with (
+        engine_on(model, attention="selected", budget=128, host_leaves=2) as engine,
+        pytest.raises(CapacityError, match="--host-budget"),
+    ):
+        ask(engine, prompt(900), durable=False)
