@@ -238,10 +238,11 @@ def _judge(disk: FaultyDisk, chats: list[Chat], keys, *, lies: bool, before: Fau
 
 
 def _was_at_risk(problem: Problem, before: FaultyDisk | None) -> bool:
-    """Whether it is about leaves, or a record's first page, that had not been synced when the power went."""
-    if "leaf" in problem.reason:
+    """Whether it is about leaves, sections, or a record's first page that had not been synced."""
+    if "leaf" in problem.reason or "section" in problem.reason:
         return True
-    file = None if before is None else before._names.get(PATH / problem.file)
+    path = PATH / problem.file
+    file = None if before is None else before._names.get(path) or before._durable_names.get(path)
     page = slice(problem.offset, problem.offset + 4096)
     return file is not None and file.durable[page] != file.data[page]
 
