@@ -61,10 +61,8 @@ def attend_leaves(
         lse.fill_(-torch.inf)
         return out, lse
     form = _form(dim, pool)
-    if form == "native" and turns is not None:  # TMP
-        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
-    elif form == "native":
-        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse)
+    if form == "native":
+        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse, turns, style)
         if num_queries <= FEW_QUERIES:
             dispatch.native.attend(*job)
         elif dispatch.native.has_bf16():
@@ -168,6 +166,8 @@ def _job(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
+    turns: torch.Tensor | None = None,
+    style: Style = "split",
 ) -> tuple[int | float, ...]:
     """What the native kernels are told."""
     num_queries, num_heads, dim = q.shape
@@ -187,4 +187,7 @@ def _job(
         num_kv_heads,
         dim,
         q.stride()[0],
+        0 if turns is None else turns.data_ptr(),
+        0 if turns is None else turns.shape[1],
+        style == "interleaved",
     )

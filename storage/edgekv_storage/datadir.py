@@ -12,7 +12,7 @@ import os
 import uuid
 from typing import TYPE_CHECKING, Self
 
-from edgekv_storage.errors import Locked, UnknownFormat, Unwritable
+from edgekv_storage.errors import Locked, StoreClosed, UnknownFormat, Unwritable
 from edgekv_storage.files import open_private, sync_directory
 from edgekv_storage.segments.format import FORMAT
 
@@ -35,6 +35,17 @@ class DataDir:
         self.directory_id = directory_id
         self.notices = notices
         self._lock_fd = lock_fd
+        self._pid = os.getpid()
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether it was opened in this process, not before a fork."""
+        return os.getpid() == self._pid
+
+    def require_own_process(self) -> None:
+        """Raises StoreClosed in a child made by fork: its writes would be the parent's, nonces and all."""
+        if not self.is_own_process:
+            raise StoreClosed(f"{self.path} was opened by process {self._pid}: open it again in this one")
 
     @property
     def is_writable(self) -> bool:

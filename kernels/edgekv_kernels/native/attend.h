@@ -110,7 +110,30 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
         memset(state + i * (D + 2), 0, (size_t)(D + 2) * 4);
         state[i * (D + 2) + D] = -INFINITY;
     }
+    const float *q = job->q, *turn = NULL;
+    long q_stride = job->q_stride;
+    float *partner = NULL, *here = NULL, cos[256], sin[256];
+    if (job->turns) { /* queries as turned for the leaf at hand; again where the next is turned otherwise */
+        long size = job->queries * job->heads * D;
+        here = job->turned + (long)part * 2 * size;
+        partner = here + size;
+        q = here;
+        q_stride = job->heads * D;
+        for (long i = 0; i < job->queries * job->heads; i++)
+            FN(partners)(job->q + i / job->heads * job->q_stride + i % job->heads * D, D, job->turn_width,
+                         job->interleaved, partner + i * D);
+    }
     for (long leaf = begin; leaf < end; leaf++) {
+        if (here) {
+            const float *now = job->turns + leaf * job->turn_width;
+            if (!turn || memcmp(now, turn, (size_t)job->turn_width * 4) != 0) {
+                FN(spread)(now, D, job->turn_width, job->interleaved, cos, sin);
+                for (long i = 0; i < job->queries * job->heads; i++)
+                    FN(turn)(job->q + i / job->heads * job->q_stride + i % job->heads * D, partner + i * D, cos, sin, D,
+                             here + i * D);
+            }
+            turn = now;
+        }
         const uint16_t *k = job->pool + (long)job->slots[leaf] * 2 * plane;
         long tokens = job->tokens - leaf * LEAF < LEAF ? job->tokens - leaf * LEAF : LEAF;
         /* slots lie anywhere and the hardware cannot guess the next leaf; asked for in pieces, since the
@@ -118,7 +141,7 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
         const uint16_t *next = job->pool + (long)job->slots[leaf + 1 < end ? leaf + 1 : leaf] * 2 * plane;
         for (long h = 0; h < job->kv_heads; h++)
             for (long t = 0; t < job->queries; t++)
-                FN(leaf_heads)(job->q + t * job->q_stride + h * group * D, k + h * LEAF * D, k + plane + h * LEAF * D,
+                FN(leaf_heads)(q + t * q_stride + h * group * D, k + h * LEAF * D, k + plane + h * LEAF * D,
                                t == 0 ? (next + h * LEAF * D) - (k + h * LEAF * D) : 0, tokens, group, D, job->scale,
                                state + (t * job->heads + h * group) * (D + 2));
     }

@@ -46,6 +46,20 @@ static void pack_leaf(const uint16_t *k, const uint16_t *v, long tokens, long di
         }
 }
 
+/* Where leaves are turned it is their keys that are, back: all queries share them. */
+static void turn_back(const attend_job *job, long leaf, const uint16_t *k, uint16_t *out) {
+    const float *cos = job->turns + leaf * job->turn_width, *sin = cos + job->turn_width / 2;
+    long dim = job->dim, half = job->turn_width / 2, apart = job->interleaved ? 1 : half;
+    memcpy(out, k, (size_t)(LEAF * dim) * 2);
+    for (long t = 0; t < LEAF; t++)
+        for (long i = 0; i < half; i++) {
+            long at = t * dim + (job->interleaved ? 2 * i : i);
+            float a = of_bf16(k[at]), b = of_bf16(k[at + apart]);
+            out[at] = bf16_of(a * cos[i] + b * sin[i]);
+            out[at + apart] = bf16_of(b * cos[i] - a * sin[i]);
+        }
+}
+
 static void pack_range(const void *p, long begin, long end, int part) {
     const many_job *many = p;
     const attend_job *job = many->job;
@@ -60,7 +74,13 @@ static void pack_range(const void *p, long begin, long end, int part) {
             continue;
         }
         const uint16_t *k = job->pool + (long)job->slots[many->first + leaf] * 2 * plane + head * size;
-        pack_leaf(k, k + plane, tokens < LEAF ? tokens : LEAF, job->dim, many->keys + at, many->values + at);
+        uint16_t turned[LEAF * 256];
+        const uint16_t *values = k + plane;
+        if (job->turns) {
+            turn_back(job, many->first + leaf, k, turned);
+            k = turned;
+        }
+        pack_leaf(k, values, tokens < LEAF ? tokens : LEAF, job->dim, many->keys + at, many->values + at);
     }
 }
 

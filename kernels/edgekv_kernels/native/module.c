@@ -226,32 +226,35 @@ KERNEL(append_kv) { /* pool, slots, offset, k, v, tokens, heads, dim, k_stride, 
     Py_RETURN_NONE;
 }
 
-/* q, pool, slots, tokens, scale, out, lse, queries, heads, kv_heads, dim, q_stride */
+/* q, pool, slots, tokens, scale, out, lse, queries, heads, kv_heads, dim, q_stride, turns, turn_width, interleaved */
 static attend_job attend_job_of(PyObject *const *args) {
     return (attend_job){.q = POINTER(0), .pool = POINTER(1), .slots = POINTER(2), .tokens = INTEGER(3),
                         .scale = REAL(4), .out = POINTER(5), .lse = POINTER(6), .queries = INTEGER(7),
-                        .heads = INTEGER(8), .kv_heads = INTEGER(9), .dim = INTEGER(10), .q_stride = INTEGER(11)};
+                        .heads = INTEGER(8), .kv_heads = INTEGER(9), .dim = INTEGER(10), .q_stride = INTEGER(11),
+                        .turns = POINTER(12), .turn_width = INTEGER(13), .interleaved = (int)INTEGER(14)};
 }
 
-KERNEL(attend) { /* attend job (12); float32 products, made for few queries */
-    ARGS(12)
+KERNEL(attend) { /* attend job (15); float32 products, made for few queries */
+    ARGS(15)
     attend_job job = attend_job_of(args);
     float small[8192];
     NO_ERROR;
     long leaves = (job.tokens + LEAF - 1) / LEAF, bytes = leaves * LEAF * job.kv_heads * job.dim * 4 * job.queries;
     int parts = parts_for(leaves, bytes > SERIAL_BYTES);
-    size_t needed = (size_t)parts * job.queries * job.heads * (job.dim + 2) * 4;
+    size_t state = (size_t)parts * job.queries * job.heads * (job.dim + 2);
+    size_t needed = (state + (job.turns ? (size_t)parts * 2 * job.queries * job.heads * job.dim : 0)) * 4;
     job.state = needed <= sizeof small ? small : malloc(needed);
     if (!job.state) return PyErr_NoMemory();
+    job.turned = job.state + state;
     RUN(bytes, run_parts(best->attend, &job, leaves, 1, parts); best->attend_finish(&job, parts));
     if (job.state != small) free(job.state);
     Py_RETURN_NONE;
 }
 
-KERNEL(attend_many) { /* attend job (12), causal; bfloat16 products. Callable only where has_bf16() */
-    ARGS(13)
+KERNEL(attend_many) { /* attend job (15), causal; bfloat16 products. Callable only where has_bf16() */
+    ARGS(16)
     attend_job job = attend_job_of(args);
-    job.causal = (int)INTEGER(12);
+    job.causal = (int)INTEGER(15);
     NO_ERROR;
     int done = 0;
 #ifdef HAS_X86_ISAS

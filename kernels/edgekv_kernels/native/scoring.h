@@ -9,7 +9,15 @@
 #define LANES4 (LEAF / W)       /* vectors that hold one value for each of a leaf's tokens */
 #define LOG2E 1.44269504088896341f
 
-INLINE vf FN(vexp2)(vf x) { /* error 4e-6 for x <= 0; below 2^-126 becomes about that */
+INLINE vf FN(vexp2)(vf x) { /* error 4e-6 for x <= 0; below 2^-126 becomes 0 or about that */
+#if W == 16 /* 2^floor(x) by one instruction, 2^(x - floor(x)) by a polynomial */
+    __m512 f = _mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf z = (vf)f * 0.01353416f + 0.05201146f;
+    z = z * (vf)f + 0.24144275f;
+    z = z * (vf)f + 0.69300383f;
+    z = z * (vf)f + 1.0000026f;
+    return (vf)_mm512_scalef_ps((__m512)z, (__m512)x);
+#else
     x = vmax(x, splat(-126.0f));
     const float magic = 12582912.0f;
     vf shifted = x + magic;
@@ -19,6 +27,7 @@ INLINE vf FN(vexp2)(vf x) { /* error 4e-6 for x <= 0; below 2^-126 becomes about
     y = y * r + 6.9314718e-1f;
     y = y * r + 1.0f;
     return (vf)((vi)y + (((vi)shifted - 0x4b400000) << 23));
+#endif
 }
 
 /* the sum of 16 vectors each, as 16 floats; destroys `rows` */

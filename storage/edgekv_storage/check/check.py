@@ -24,6 +24,7 @@ from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.io.disk import OS_DISK
+from edgekv_storage.segments.quarantine import Quarantine
 from edgekv_storage.transcripts.transcripts import Transcripts
 
 if TYPE_CHECKING:
@@ -168,8 +169,7 @@ def _note_the_rest(path: Path, checked: Checked) -> None:
     owner = DataDir.owner(path)
     if owner is not None and owner != os.getpid():
         checked.notes.append(f"process {owner} is using it: what it is writing may show as cut short")
-    quarantine = path / "quarantine"
-    if quarantine.is_dir() and (count := sum(1 for _ in quarantine.iterdir())):
+    if count := len(Quarantine(OS_DISK, path).items()):
         checked.notes.append(f"{count} damaged file(s) lie in quarantine/; the next forget removes them")
 
 
@@ -184,8 +184,7 @@ def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> li
     path, done = directory.path, []
     for segment in checked.segments:
         if segment.state == "damaged" or (segment.state == "unreadable" and keys is not None):
-            (path / "quarantine").mkdir(mode=0o700, exist_ok=True)
-            (path / segment.file).rename(path / "quarantine" / segment.file)
+            Quarantine(OS_DISK, path).take(path / segment.file)
             done.append(f"{segment.file} was moved to quarantine/; its leaves are computed again")
     for suffix in ("", "-wal", "-shm"):
         (path / f"index.db{suffix}").unlink(missing_ok=True)

@@ -124,6 +124,10 @@ class Disk(Protocol):
         """0700; fine where it exists."""
         ...
 
+    def is_directory(self, path: Path) -> bool:
+        """Whether there is a directory of that name itself, not a link to one."""
+        ...
+
     def items(self, path: Path) -> list[Item]:
         """What lies in a directory, by name; empty where there is no such directory."""
         ...
@@ -216,6 +220,12 @@ class OsDisk(Disk):
 
     def make_directory(self, path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
+
+    def is_directory(self, path: Path) -> bool:
+        try:
+            return stat.S_ISDIR(os.lstat(path).st_mode)
+        except OSError:
+            return False
 
     def items(self, path: Path) -> list[Item]:
         found = []

@@ -272,6 +272,9 @@ class FaultyDisk(Disk):
         self._step("make_directory")
         self._need_there(path)
 
+    def is_directory(self, path: Path) -> bool:
+        return path not in self._names
+
     def items(self, path: Path) -> list[Item]:
         self._step("items")
         self._need_there(path)

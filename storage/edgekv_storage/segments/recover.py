@@ -7,7 +7,6 @@ alone; what is ours and unreadable goes to quarantine/. Each such case gives one
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from edgekv_storage.segments.format import (
     SegmentHeader,
     footer_bytes,
 )
+from edgekv_storage.segments.quarantine import SEGMENT_NAME, Quarantine
 from edgekv_storage.segments.segment import Segment, read_header, scan, segment_name, write_footer
 from edgekv_storage.store.index import RecordRow, SegmentRow
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from edgekv_storage.crypt import Keys
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.segments.segment import Scan
-
-_NAME = re.compile(r"seg-[0-9a-f]{16}-[0-9a-f]{16}\.kv")
 
 
 @dataclass(slots=True)
@@ -90,7 +88,7 @@ def find_segments(
     found = Found()
     known = {row.name: row for row in rows}
     for item in disk.items(directory):
-        if not _NAME.fullmatch(item.name):
+        if not SEGMENT_NAME.fullmatch(item.name):
             continue
         found.highest_id = max(found.highest_id, int(item.name[4:20], 16))
         row = known.pop(item.name, None)
@@ -224,9 +222,13 @@ def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, foun
     if row is None and "not a segment" in reason:
         found.notices.append(f"{path.name} was left alone: {reason}; move it away if it is yours")
         return
-    quarantine = path.parent / "quarantine"
-    disk.make_directory(quarantine)
-    disk.rename(path, quarantine / path.name)
+    try:
+        Quarantine(disk, path.parent).take(path)
+    except OSError as error:
+        found.notices.append(
+            f"{path.name} cannot be believed ({reason}) and could not be moved to quarantine/ ({error.strerror})"
+        )
+        return
     found.gone.append((path.name, int(path.name[4:20], 16)))
     found.notices.append(f"{path.name} cannot be believed ({reason}) and was moved to quarantine/")
 

@@ -5,6 +5,7 @@ Knows sizes and reasons; eviction.py decides, this carries it out.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import Unwritable
@@ -75,10 +76,13 @@ class Space:
             return []
         with parts.flush_lock, parts.write_lock:
             self._compactor.abandon()
+            self._remove_useless()
             outlines: dict[bytes, Outline] = {}
             pieces: list[Piece] = []
             with parts.catalog.lock:
                 needed = parts.catalog.live_bytes - target_bytes
+                if needed <= 0:
+                    return []
                 for sequence_id in parts.catalog.sequences():
                     if sequence_id not in keep:
                         outlines[sequence_id] = self.outline(sequence_id)
@@ -89,8 +93,19 @@ class Space:
             evicted = self._count_losses(gone, outlines, why)
             if gone:
                 parts.remove(gone)
-                parts.empty_quarantine()
         return evicted
+
+    def _remove_useless(self) -> None:
+        """Before anything that is of use: what cannot be read, and files that could not be removed before."""
+        parts = self._parts
+        with contextlib.suppress(Unwritable):  # they go on counting
+            if num_files := parts.empty_quarantine():
+                parts.notices.append(
+                    f"{num_files} damaged file(s) in quarantine/ were removed: room is needed"
+                )
+        with contextlib.suppress(Unwritable):
+            if leaving := list(parts.catalog.leaving.values()):
+                parts.remove(leaving)
 
     def _count_losses(self, gone: list[Segment], outlines: dict[bytes, Outline], why: str) -> list[bytes]:
         by_sequence: dict[bytes, list[Segment]] = {}

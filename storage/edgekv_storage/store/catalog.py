@@ -51,6 +51,8 @@ class Catalog:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.segments: dict[int, Segment] = {}
+        self.leaving: dict[int, Segment] = {}  # found no more, and their files could not be removed yet
+        self.aside_bytes = 0  # of quarantine/
         self.dead: set[LeafPlace] = set()
         self.next_segment = 1  # never given twice: a stale place must not lead into another sequence
         self._of_sequence: dict[bytes, list[int]] = {}
@@ -63,8 +65,9 @@ class Catalog:
 
     @property
     def live_bytes(self) -> int:
-        """Bytes of all segments, footers still to be written included."""
-        return sum(segment.live_bytes for segment in self.segments.values())
+        """Bytes of all files of segments: footers still to be written, and what lies in quarantine/ too."""
+        counted = [*self.segments.values(), *self.leaving.values()]
+        return sum(segment.live_bytes for segment in counted) + self.aside_bytes
 
     def add_segment(self, segment: Segment) -> None:
         """Makes a segment known; its records are added apart."""
@@ -77,6 +80,11 @@ class Catalog:
     def segments_of(self, sequence_id: bytes) -> list[Segment]:
         """Oldest first."""
         return [self.segments[i] for i in sorted(self._of_sequence.get(sequence_id, ()))]
+
+    def files_of(self, sequence_id: bytes) -> list[Segment]:
+        """The same, and those whose files could not be removed."""
+        leaving = [s for s in self.leaving.values() if s.header.sequence_id == sequence_id]
+        return self.segments_of(sequence_id) + leaving
 
     def sequences(self) -> list[bytes]:
         """Every sequence, the least recently used (appended to, looked up) first."""
@@ -210,12 +218,13 @@ class Catalog:
         return place
 
     def remove(self, segments: Iterable[Segment]) -> None:
-        """Forgets segments and what lies in them."""
+        """Forgets what lies in segments; they stay in `leaving` until their files are removed."""
         ids = set()
         for segment in segments:
             segment_id, sequence_id = segment.header.segment, segment.header.sequence_id
             ids.add(segment_id)
             self.segments.pop(segment_id, None)
+            self.leaving[segment_id] = segment
             for number in range(segment.num_records):
                 self._records.pop((segment_id, number), None)
             left = [other for other in self._of_sequence.get(sequence_id, ()) if other != segment_id]

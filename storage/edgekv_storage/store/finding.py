@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edgekv_storage.datadir import DataDir
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.segments.format import Layout
     from edgekv_storage.segments.sections import Cut
@@ -32,6 +33,7 @@ class Finding:
     """What `Store` is made of where it reads; set up there."""
 
     layout: Layout | None
+    directory: DataDir
     _disk: Disk
     _catalog: Catalog
     _indexing: Indexing
@@ -66,6 +68,7 @@ class Finding:
 
         Costs nothing after a `lookup`: it stands in the tables that were read then. Raises StoreClosed.
         """
+        self._need_own_process()
         return self._sections.provenances(places)
 
     def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
@@ -74,6 +77,7 @@ class Finding:
         Leaves that fail their checksum are in the transfer's `result` and not found again. Raises
         StoreClosed; ValueError for a run that leaves its record or a buffer of the wrong size.
         """
+        self._need_own_process()
         return self._readers.read(requests, self._need_layout(), priority)
 
     def read_pieces(self, requests: Sequence[PieceRead], priority: int = 0) -> Transfer:
@@ -84,10 +88,12 @@ class Finding:
         look the leaves up again. Raises StoreClosed; ValueError for pieces that the section has not, or a
         buffer of the wrong size.
         """
+        self._need_own_process()
         return self._sections.read(requests, priority)
 
     def section_cut(self, place: LeafPlace, kind: int) -> Cut | None:
         """How a section of the record that holds `place` is cut; None where it has none."""
+        self._need_own_process()
         return self._sections.cut_of(place, kind)
 
     def holds(self, sequence_id: bytes, key: bytes) -> bool:
@@ -98,6 +104,7 @@ class Finding:
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
         """A typed section of the record that holds `place`; None where it has none or it is damaged."""
+        self._need_own_process()
         data = self._sections.read_all([place], kind)[0].data
         return None if data is None else bytes(data)
 
@@ -106,10 +113,16 @@ class Finding:
 
         One for each record, in the order of `places`. Raises StoreClosed.
         """
+        self._need_own_process()
         return self._sections.read_all(places, kind, priority)
+
+    def _need_own_process(self) -> None:
+        """Before any lock: in a child made by fork nobody may be left to open it. Raises StoreClosed."""
+        self.directory.require_own_process()
 
     def _load(self, sequence_id: bytes) -> None:
         """Keys of all leaves of a sequence: from the index, from its segments where the index fails."""
+        self._need_own_process()
         with self._catalog.lock:
             self._need_open()
             self._indexing.load(sequence_id, self.layout)

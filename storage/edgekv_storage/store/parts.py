@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from edgekv_storage.io.disk import Disk
     from edgekv_storage.segments.format import Layout
+    from edgekv_storage.segments.quarantine import Quarantine
     from edgekv_storage.segments.segment import Segment
     from edgekv_storage.store.catalog import Catalog
     from edgekv_storage.store.indexing import Indexing
@@ -27,6 +28,7 @@ class Parts:
 
     disk: Disk
     path: Path
+    quarantine: Quarantine
     layout: Layout | None
     catalog: Catalog
     writers: Writers
@@ -40,7 +42,8 @@ class Parts:
     def remove(self, segments: list[Segment]) -> None:
         """Deletes segments: not found, then no file, then no rows. Raises Unwritable.
 
-        Files before rows: a crash in between leaves rows without files, not files that come back.
+        Files before rows: a crash in between leaves rows without files, not files that come back. A file that
+        stays is counted until another attempt removes it.
         """
         with self.flush_lock, self.write_lock:
             with self.catalog.lock:
@@ -48,10 +51,7 @@ class Parts:
                     self.writers.discard(segment)
                 self.catalog.remove(segments)
             try:
-                for segment in segments:
-                    self.readers.files.drop(segment.header.segment)
-                    self.disk.unlink(segment.path)
-                self.disk.sync_directory(self.path)
+                self._unlink(segments)
             except OSError as error:
                 raise Unwritable(
                     f"files in {self.path} could not be removed ({error.strerror}): remove its seg-*.kv"
@@ -60,14 +60,31 @@ class Parts:
                 with self.catalog.lock:
                     self.indexing.forget(segments)
 
-    def empty_quarantine(self) -> None:
-        """What lies there may belong to anyone and cannot say so. Raises Unwritable."""
-        quarantine = self.path / "quarantine"
+    def _unlink(self, segments: list[Segment]) -> None:
+        """Goes on after a file that cannot be removed, then raises its OSError."""
+        failure: OSError | None = None
+        for segment in segments:
+            self.readers.files.drop(segment.header.segment)
+            try:
+                self.disk.unlink(segment.path)
+            except OSError as error:
+                failure = failure or error
+            else:
+                with self.catalog.lock:
+                    self.catalog.leaving.pop(segment.header.segment, None)
+        if segments:
+            self.disk.sync_directory(self.path)
+        if failure is not None:
+            raise failure
+
+    def empty_quarantine(self) -> int:
+        """What lies there may belong to anyone and cannot say so; how many files. Raises Unwritable."""
         try:
-            items = self.disk.items(quarantine)
-            for item in items:
-                self.disk.unlink(quarantine / item.name)
-            if items:
-                self.disk.sync_directory(quarantine)
+            return self.quarantine.empty()
         except OSError as error:
-            raise Unwritable(f"{quarantine} could not be emptied ({error.strerror}): remove it") from error
+            raise Unwritable(
+                f"{self.quarantine.path} could not be emptied ({error.strerror}): remove it"
+            ) from error
+        finally:
+            with self.catalog.lock:
+                self.catalog.aside_bytes = self.quarantine.num_bytes

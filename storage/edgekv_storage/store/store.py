@@ -21,6 +21,7 @@ from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.io.faulty import FaultyReader
 from edgekv_storage.segments.format import NO_PARENT, Layout
 from edgekv_storage.segments.keys import leaf_keys
+from edgekv_storage.segments.quarantine import Quarantine
 from edgekv_storage.segments.record import Extent
 from edgekv_storage.segments.recover import find_segments
 from edgekv_storage.segments.sections import Pieces, plain_section_bytes
@@ -134,6 +135,8 @@ class Store(Finding):
         rows, indexed = self._indexing.segment_rows, self._indexing.indexed
         found = find_segments(self._disk, path, rows, indexed, self._keys)
         self._notices += found.notices
+        quarantine = Quarantine(self._disk, path)
+        self._catalog.aside_bytes = quarantine.num_bytes
         self._indexing.take_stock(found)
         reader: Reader = FaultyReader()
         if self._disk.is_real:
@@ -144,6 +147,7 @@ class Store(Finding):
         parts = self._parts = Parts(
             self._disk,
             path,
+            quarantine,
             self.layout,
             self._catalog,
             self._writers,
@@ -212,6 +216,7 @@ class Store(Finding):
 
     def flush(self) -> None:
         """Waits until what was appended is on the drive, then indexes it. Errors become notices."""
+        self._need_own_process()
         with self._flush_lock:
             with self._write_lock:
                 if self._is_closed:
@@ -224,11 +229,12 @@ class Store(Finding):
 
     def forget(self, sequence_id: bytes) -> bool:
         """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable."""
+        self._need_own_process()
         with self._flush_lock, self._write_lock:
             self._need_open()
             self._space.stop()
             with self._catalog.lock:
-                gone = self._catalog.segments_of(sequence_id)
+                gone = self._catalog.files_of(sequence_id)
                 self._indexing.losses.clear(sequence_id)
             self._parts.remove(gone)
             self._parts.empty_quarantine()
@@ -239,6 +245,7 @@ class Store(Finding):
 
         Returns the sequences that lost something, whose places may be stale now. Raises Unwritable.
         """
+        self._need_own_process()
         return self._space.make_room(num_bytes, keep)
 
     def evict(self, target_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
@@ -247,6 +254,7 @@ class Store(Finding):
         Tails of sequences go, never of those in `keep`, and nothing where even all of it would not be enough.
         Raises Unwritable.
         """
+        self._need_own_process()
         return self._space.evict(target_bytes, keep)
 
     def forgotten(self, sequence_id: bytes) -> list[Loss]:
@@ -256,6 +264,7 @@ class Store(Finding):
 
     def tidy(self) -> bool:
         """One small step of compaction, at idle; True while there is more to do."""
+        self._need_own_process()
         with self._flush_lock:
             return not self._is_closed and self._space.tidy()
 
@@ -330,7 +339,9 @@ class Store(Finding):
         return problems
 
     def close(self) -> None:
-        """Seals what is open, indexes it and stops all threads; harmless when called again."""
+        """Seals what is open, indexes it and stops all threads; harmless when called again, or after fork."""
+        if not self.directory.is_own_process:
+            return
         self._flusher.close()
         with self._flush_lock:
             with self._write_lock:

@@ -99,7 +99,9 @@ class Transcripts:
         return transcripts
 
     def close(self) -> None:
-        """Harmless when called again."""
+        """Harmless when called again, and in a child made by fork."""
+        if not self._directory.is_own_process:
+            return
         with self._lock:
             db, self._db = self._db, None
             if db is not None:
@@ -302,6 +304,7 @@ class Transcripts:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        self._directory.require_own_process()  # before the lock, which the child may never get
         with self._lock, translated("transcripts.db"):
             if self._db is None:
                 raise StoreClosed("the transcripts are closed")
