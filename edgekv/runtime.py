@@ -167,7 +167,8 @@ class Runtime:
                 sequence_id = self._writable_library().begin_forgetting(name)
             # KV before text: whoever dies in between finds the name still listed and can repeat it; with keys
             # the next start ends what was begun.
-            self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
+            with translated():
+                self._worker.call(lambda engine: engine.release(sequence_id, forget=True))
             if not private:
                 self._writable_library().end_forgetting(sequence_id)
         finally:
@@ -205,7 +206,8 @@ class Runtime:
 
     def close(self) -> None:
         """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""
-        self._closer()
+        with translated():
+            self._closer()
         self._conversations.clear()  # they know the tokenizer and the template
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ Knows errors and exit codes only. This and a front end's own loop are the only p
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 import traceback
@@ -98,8 +99,10 @@ def _log(error: BaseException) -> str:
         path = _log_path()
         size = path.stat().st_size if path.exists() else 0
         mode = os.O_TRUNC if size > LARGEST_LOG_BYTES else os.O_APPEND
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | mode
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | mode  # never waits for a pipe
         with os.fdopen(os.open(path, flags, 0o600), "w") as log:
+            if not stat.S_ISREG(os.fstat(log.fileno()).st_mode):
+                return "; --debug shows where"
             log.write(entry)
     except (OSError, ConfigError):
         return "; --debug shows where"

@@ -3,6 +3,8 @@
 Knows neither torch nor the runtime; see docs/format.md for the bytes.
 """
 
+import logging
+
 from edgekv_storage import backup
 from edgekv_storage.check.check import Checked, Problem, check_directory, check_segment, fix_directory
 from edgekv_storage.crypt import ConversationKey, Keys, MemoryKeys
@@ -48,6 +50,8 @@ from edgekv_storage.store.store import Store
 from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, PieceRead, Transfer
 from edgekv_storage.transcripts.rows import ConversationRow, TurnRow
 from edgekv_storage.transcripts.transcripts import DamagedConversation, DamagedTurn, Transcripts
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who wants our log asks for it
 
 __all__ = [
     "IO_CHOICES",

@@ -16,6 +16,7 @@ from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import KeysDamaged, StorageError, TranscriptDamaged, UnknownFormat, Unwritable
 from edgekv_storage.files import NotAFile, open_private, sync_directory
 from edgekv_storage.keychain.keychain import look
+from edgekv_storage.looking import COPY_IT, open_to_look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,18 +112,19 @@ def _new_folder(target: Path) -> Iterator[None]:
 
 def _copy_database(source: Path, target: Path) -> None:
     """A consistent copy although somebody may be writing; checked, and without a journal of its own."""
-    os.close(open_private(target, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     damaged = KeysDamaged if source.name == "keys.db" else TranscriptDamaged
     try:
-        with (
-            contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as old,
-            contextlib.closing(sqlite3.connect(target)) as new,
-        ):
+        with contextlib.ExitStack() as stack:
+            old = stack.enter_context(contextlib.closing(open_to_look(source)))
+            os.close(open_private(target, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            new = stack.enter_context(contextlib.closing(sqlite3.connect(target)))
             old.backup(new)
             new.execute("PRAGMA journal_mode = DELETE")
             (verdict,) = new.execute("PRAGMA quick_check(1)").fetchone()
+    except NotAFile as error:
+        raise damaged(f"{source} is not an ordinary file: put the real one back") from error
     except sqlite3.OperationalError as error:
-        raise Unwritable(f"cannot copy {source}: {error}") from error
+        raise Unwritable(f"cannot copy {source}: {error}; {COPY_IT}") from error
     except sqlite3.DatabaseError as error:
         raise damaged(f"{source} is damaged ({error}): it cannot be copied") from error
     if verdict != "ok":

@@ -13,14 +13,16 @@ import uuid
 from typing import TYPE_CHECKING, Self
 
 from edgekv_storage.errors import Locked, StoreClosed, UnknownFormat, Unwritable
-from edgekv_storage.files import open_private, sync_directory
+from edgekv_storage.files import NotAFile, open_private, read_private, sync_directory
 from edgekv_storage.segments.format import FORMAT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
 _ADVICE = "choose another directory with --data-dir"
+_MOST_LOCK_BYTES, _MOST_META_BYTES = 64, 65536
 
 
 class DataDir:
@@ -30,11 +32,11 @@ class DataDir:
     process is using.
     """
 
-    def __init__(self, path: Path, lock_fd: int | None, directory_id: str, notices: list[str]) -> None:
+    def __init__(self, path: Path, lock_fds: tuple[int, ...], directory_id: str, notices: list[str]) -> None:
         self.path = path
         self.directory_id = directory_id
         self.notices = notices
-        self._lock_fd = lock_fd
+        self._lock_fds = lock_fds
         self._pid = os.getpid()
 
     @property
@@ -50,7 +52,7 @@ class DataDir:
     @property
     def is_writable(self) -> bool:
         """Whether this process holds the lock."""
-        return self._lock_fd is not None
+        return bool(self._lock_fds)
 
     def require_writable(self) -> None:
         """Raises Unwritable without the lock."""
@@ -62,24 +64,23 @@ class DataDir:
         """Creates the directory where needed. Raises Locked, UnknownFormat, Unwritable."""
         try:
             notices = _make_private(path)
-            fd = _lock(path)
+            fds = _lock(path)
         except OSError as error:
             raise Unwritable(f"cannot use {path}: {error.strerror}; {_ADVICE}") from error
         try:
             directory_id = _read_meta(path) or _write_meta(path)
-        except OSError as error:
-            os.close(fd)
-            raise Unwritable(f"cannot write to {path}: {error.strerror}; {_ADVICE}") from error
-        except BaseException:
-            os.close(fd)
+        except BaseException as error:
+            _close(fds)
+            if isinstance(error, OSError):
+                raise Unwritable(f"cannot write to {path}: {error.strerror}; {_ADVICE}") from error
             raise
-        return cls(path, fd, directory_id, notices)
+        return cls(path, fds, directory_id, notices)
 
     @classmethod
     def open_read_only(cls, path: Path) -> DataDir:
         """No lock, nothing created. Raises UnknownFormat, Unwritable where there is no such directory."""
         try:
-            return cls(path, None, _read_meta(path) or "", [])
+            return cls(path, (), _read_meta(path) or "", [])
         except OSError as error:
             raise Unwritable(f"cannot read {path}: {error.strerror}; {_ADVICE}") from error
 
@@ -92,8 +93,8 @@ class DataDir:
         """
         lock = path / "LOCK"
         try:
-            number = lock.read_text("ascii").strip()
-            inode = lock.stat()
+            number = read_private(lock, _MOST_LOCK_BYTES).decode("ascii").strip()
+            inode = lock.lstat()
         except (OSError, UnicodeDecodeError):
             return None
         if not number.isdigit():
@@ -111,9 +112,8 @@ class DataDir:
 
     def close(self) -> None:
         """Gives the lock back; harmless when called again."""
-        fd, self._lock_fd = self._lock_fd, None
-        if fd is not None:
-            os.close(fd)
+        fds, self._lock_fds = self._lock_fds, ()
+        _close(fds)
 
     def __enter__(self) -> Self:
         return self
@@ -138,41 +138,50 @@ def _make_private(path: Path) -> list[str]:
     return [f"{path} can be read by other users of this machine; chmod 700 closes it"]
 
 
-def _lock(path: Path) -> int:
-    """Descriptor that holds the lock. `flock`, because `lockf` would let this process in twice."""
+def _lock(path: Path) -> tuple[int, ...]:
+    """Descriptors that hold the lock. `flock`, because `lockf` would let this process in twice.
+
+    The folder is locked too, where the file system can: somebody may remove LOCK while it is in use.
+    """
     fd = open_private(path / "LOCK", os.O_RDWR | os.O_CREAT)
+    fds = [fd]
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            fcntl.flock(fds[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
     except BlockingIOError as error:
         owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-        os.close(fd)
+        _close(fds)
         by = f"process {owner}" if owner.isdigit() else "another process"
         raise Locked(f"{path} is in use by {by}; end it to use the disk, or go on in memory only") from error
     except OSError:
-        os.close(fd)
+        _close(fds)
         raise
     with contextlib.suppress(OSError):  # the number is a courtesy; a full disk must not cost the lock
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
+    return tuple(fds)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _read_meta(path: Path) -> str | None:
     """The directory's id, None where there is no meta.json. Raises UnknownFormat, OSError."""
     try:
-        fd = open_private(path / "meta.json", os.O_RDONLY)
+        meta = json.loads(read_private(path / "meta.json", _MOST_META_BYTES))
+        found, directory_id = meta["format"], str(uuid.UUID(meta["uuid"]))
     except FileNotFoundError:
         if not path.is_dir():
             raise
         return None
-    try:
-        data = os.read(fd, 65536)
-    finally:
-        os.close(fd)
-    try:
-        meta = json.loads(data)
-        found, directory_id = meta["format"], str(meta["uuid"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (NotAFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnknownFormat(
             f"{path / 'meta.json'} is damaged or not edgekv's; move it away (the data beside it stays), "
             f"or {_ADVICE}"

@@ -235,3 +235,17 @@ def test_lost_changes_to_the_transcripts_are_told(open_runtime, data_dir):
     db.close()
     notices = open_runtime().conversation("a").send("again").notices
     assert any("transcripts.db is damaged" in notice for notice in notices), notices
+
+
+def test_a_store_that_refuses_to_forget_is_an_error_of_ours(open_runtime, monkeypatch):
+    """Guards `except EdgeKVError`: the storage package's own error came out of forget()."""
+    factory = FakeFactory()
+    runtime = open_runtime(factory)
+    runtime.conversation("a").send("hi")
+
+    def refuse(_sequence_id, *, forget):
+        raise Unwritable("cannot remove the segment")
+
+    monkeypatch.setattr(factory.engine, "release", refuse)
+    with pytest.raises(StoreError, match="cannot remove the segment"):
+        runtime.forget("a")

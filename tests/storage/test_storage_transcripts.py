@@ -269,3 +269,21 @@ def test_a_pipe_or_a_link_in_its_place_is_refused(directory, keys, tmp_path):
     with pytest.raises(Unwritable):
         Transcripts.open(directory, keys)
     assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced", "folder removed"])
+def test_a_turn_is_not_acknowledged_into_a_removed_file(directory, keys, what):
+    """Guards the promise: SQLite commits into a file without a name, and nobody ever finds the turn."""
+    path = directory.path / "transcripts.db"
+    with Transcripts.open(directory, keys) as transcripts:
+        chat = transcripts.create_conversation("trip", SEQUENCE)
+        transcripts.append_turn(chat.id, None, b"kept")
+        if what == "folder removed":
+            shutil.rmtree(directory.path)
+        else:
+            path.unlink()
+        if what == "replaced":
+            path.touch()
+        with pytest.raises(Unwritable, match="was removed or replaced"):
+            transcripts.append_turn(chat.id, None, b"lost")
+        assert len(transcripts.turns(chat.id)) == 1, "what was acknowledged can be read on"

@@ -7,17 +7,22 @@ the keys' protection in hand. SQLite's own integrity check looks at what no seal
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StorageError
+from edgekv_storage.files import read_private
+from edgekv_storage.looking import open_to_look
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgekv_storage.check.segmentfile import SegmentFound
     from edgekv_storage.transcripts.transcripts import Transcripts
+
+_MOST_META_BYTES = 65536
 
 
 @dataclass(slots=True)
@@ -36,26 +41,28 @@ class ConversationFound:
 def check_meta(path: Path) -> list[str]:
     """What is wrong with meta.json."""
     try:
-        meta = json.loads((path / "meta.json").read_bytes())
+        meta = json.loads(read_private(path / "meta.json", _MOST_META_BYTES))
         if meta["format"] != 2:
             return [f"format {meta['format']}, this version reads 2"]
         return [] if isinstance(meta["uuid"], str) else ["it has no uuid"]
     except FileNotFoundError:
         return ["it is missing"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return [f"it cannot be read ({type(error).__name__})"]
 
 
 def check_database(path: Path) -> list[str]:
     """SQLite's own opinion of a file; nothing where there is no file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        db = open_to_look(path)
         try:
             answers = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
         finally:
             db.close()
+    except OSError as error:
+        return [f"it cannot be opened: {error.strerror}"]
     except sqlite3.Error as error:
         return [" ".join(str(error).split())]
     return [] if answers == ["ok"] else [" ".join(answer.split()) for answer in answers]
@@ -82,15 +89,17 @@ def check_transcripts(transcripts: Transcripts) -> tuple[list[ConversationFound]
 
 def check_index(path: Path, segments: list[SegmentFound]) -> list[str]:
     """Where index.db and the sealed segments disagree; nothing where there is no index."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        db = open_to_look(path)
         try:
             names = dict(db.execute("SELECT name, bytes FROM segments"))
             rows = db.execute("SELECT segment, number, offset, bytes FROM records").fetchall()
         finally:
             db.close()
+    except OSError:
+        return []  # told by check_database
     except sqlite3.Error as error:
         return [" ".join(str(error).split())]
     sealed = {s.file: s for s in segments if s.is_sealed}

@@ -89,7 +89,7 @@ def read_parameters(text: str) -> dict[str, Any]:
     """The JSON object that keys.db holds. Raises KeysDamaged."""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KeysDamaged(
             "keys.db is damaged (how its master key is protected): restore keys.db from a backup"
         ) from error

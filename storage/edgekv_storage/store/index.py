@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from edgekv_storage.io.disk import OS_DISK
+from edgekv_storage.looking import open_to_look
 from edgekv_storage.segments.format import KEY_BYTES, Entry
 from edgekv_storage.space.losses import Loss
 
@@ -203,12 +204,9 @@ def known_losses(directory: Path) -> dict[bytes, list[Loss]]:
     """
     found: dict[bytes, list[Loss]] = {}
     path = directory / "index.db"
-    if not path.is_file() or path.is_symlink():
-        return found
-    address = f"{path.absolute().as_uri()}?mode=ro"
     with (
-        contextlib.suppress(sqlite3.Error, IndexBroken, TypeError, ValueError),
-        contextlib.closing(sqlite3.connect(address, uri=True)) as db,
+        contextlib.suppress(OSError, sqlite3.Error, IndexBroken, TypeError, ValueError),
+        contextlib.closing(open_to_look(path)) as db,
     ):
         for row in db.execute("SELECT * FROM losses ORDER BY at DESC"):
             loss = Loss(*_checked(row))

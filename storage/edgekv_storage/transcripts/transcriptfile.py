@@ -16,6 +16,7 @@ from edgekv_storage.errors import (
     Unwritable,
 )
 from edgekv_storage.files import NotAFile, open_private, sync_directory
+from edgekv_storage.looking import COPY_IT, open_to_look
 from edgekv_storage.transcripts.tally import SCHEMA as TALLY
 
 if TYPE_CHECKING:
@@ -56,9 +57,11 @@ def connect(directory: DataDir, *, is_sealed: bool) -> sqlite3.Connection:
     except OSError as error:
         raise Unwritable(f"cannot open {path}: {error.strerror}") from error
     with translated(path.name):
-        mode = "rw" if is_writable else "ro"
-        uri = f"{path.absolute().as_uri()}?mode={mode}"
-        db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
+        if is_writable:
+            uri = f"{path.absolute().as_uri()}?mode=rw"
+            db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
+        else:
+            db = open_to_look(path)
         try:
             _prepare(db, is_writable=is_writable, is_sealed=is_sealed)
         except BaseException:
@@ -119,7 +122,7 @@ def translated(name: str) -> Iterator[None]:
         if code == sqlite3.SQLITE_FULL:
             raise DiskFull(f"the drive is full: {name} was not changed; free some space") from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-            raise Unwritable(f"{name} cannot be written or opened ({error})") from error
+            raise Unwritable(f"{name} cannot be written or opened ({error}): {COPY_IT}") from error
         raise StorageError(f"{name}: {_line(error)}; nothing was changed") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise TranscriptDamaged(

@@ -20,7 +20,9 @@ from edgekv_storage.errors import (
     StorageError,
     StoreClosed,
     TranscriptDamaged,
+    Unwritable,
 )
+from edgekv_storage.looking import Standing, has_journal
 from edgekv_storage.transcripts.rows import (
     ConversationRow,
     RawConversation,
@@ -38,6 +40,7 @@ from edgekv_storage.transcripts.transcriptfile import connect, translated
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from edgekv_storage.crypt import Keys
@@ -70,13 +73,18 @@ class DamagedTurn(NamedTuple):
 class Transcripts:
     """Any thread. Every method raises StorageError or a child of it."""
 
-    def __init__(self, db: sqlite3.Connection, directory: DataDir, keys: Keys | None) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, directory: DataDir, keys: Keys | None, found: Standing
+    ) -> None:
         """Use `Transcripts.open`."""
         self.notices: list[str] = []  # what of the file is lost, one line each
         self._db: sqlite3.Connection | None = db
         self._seen = Seen(directory.path)
         self._directory = directory
         self._keys = keys
+        self._path = directory.path / "transcripts.db"
+        self._found = found
+        self._is_frozen = not directory.is_writable  # until somebody is seen to write
         self._lock = threading.RLock()
         self._opened: dict[int, tuple[RawConversation, ConversationRow | None]] = {}
 
@@ -87,10 +95,12 @@ class Transcripts:
         Raises UnknownFormat, Unwritable, TranscriptDamaged; KeyUnavailable for sealed rows without keys.
         """
         acknowledged = Seen(directory.path).read()
+        path = directory.path / "transcripts.db"
+        found = None if directory.is_writable else _standing(path)  # before it is opened: nothing is missed
         db = connect(directory, is_sealed=keys is not None)
-        transcripts = cls(db, directory, keys)
+        transcripts = cls(db, directory, keys, found or _standing(path))
         try:
-            with transcripts._reading():
+            with transcripts._reading() as db:  # not the one above: somebody may have begun to write
                 if directory.is_writable or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     transcripts.notices += find_losses(db, acknowledged)
         except BaseException:
@@ -308,7 +318,25 @@ class Transcripts:
         with self._lock, translated("transcripts.db"):
             if self._db is None:
                 raise StoreClosed("the transcripts are closed")
+            if self._is_frozen and (has_journal(self._path) or _standing(self._path) != self._found):
+                self._look_again()
             yield self._db
+
+    def _look_again(self) -> None:
+        """Somebody began to write what was opened as a file at rest."""
+        assert self._db is not None, "looked at under the lock"
+        self._found = _standing(self._path)
+        self._is_frozen = not has_journal(self._path)
+        new = connect(self._directory, is_sealed=self._keys is not None)
+        self._db.close()
+        self._db = new
+
+    def _require_in_place(self) -> None:
+        """SQLite goes on writing into a file whose name was removed: nobody would find it again."""
+        if not self._found.is_same_file(self._path):
+            raise Unwritable(
+                f"{self._path} was removed or replaced while it was in use: start again to go on"
+            )
 
     @contextlib.contextmanager
     def _writing(self, *, made: int = 0) -> Iterator[sqlite3.Connection]:
@@ -316,11 +344,13 @@ class Transcripts:
         with self._reading() as db:
             if not self._directory.is_writable:
                 raise Locked(f"{self._directory.path} is in use by another process; end it to write there")
+            self._require_in_place()
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 changes = write_tally(db, made)
                 db.execute("COMMIT")
+                self._require_in_place()
                 self._seen.write(changes)
             except BaseException:
                 if db.in_transaction:
@@ -334,6 +364,14 @@ class Transcripts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _standing(path: Path) -> Standing:
+    """Raises Unwritable."""
+    try:
+        return Standing.of(path)
+    except OSError as error:
+        raise Unwritable(f"cannot open {path}: {error.strerror}") from error
 
 
 def _next_id(db: sqlite3.Connection, table: str) -> int:
