@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from edgekv_kernels.abstracts import pack_keys, pack_nodes
 from edgekv_kernels.attention import attend_block, attend_leaves
 from edgekv_kernels.matmul import matmul4, matmul8
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8
+from edgekv_kernels.selection import score_leaves, score_nodes, select_leaves
 from edgekv_kernels.unpack import unpack4
 
 if TYPE_CHECKING:
@@ -38,7 +40,12 @@ class Timing:
 
 def measure(repeats: int = 7) -> list[Timing]:
     """Time every kernel that decides the speed of decode and prefill; takes about two seconds."""
-    return [*_products(repeats), *_decode_attention(repeats), *_prefill_attention(max(repeats // 2, 1))]
+    return [
+        *_products(repeats),
+        *_decode_attention(repeats),
+        *_selection(repeats),
+        *_prefill_attention(max(repeats // 2, 1)),
+    ]
 
 
 def _median(call: Callable[[], object], repeats: int) -> float:
@@ -115,6 +122,40 @@ def _decode_attention(repeats: int) -> Iterator[Timing]:
         seconds = _median(every_copy, repeats) / copies
         rate = pool.nbytes / copies / seconds / 1e9
         yield Timing(f"attend_leaves, T=1, {num_tokens} tokens", seconds, rate, "GB/s")
+
+
+def _selection(repeats: int) -> Iterator[Timing]:
+    """An index of every layer in turn, 512 candidate leaves and 800 nodes each."""
+    num_leaves, num_nodes = 512, 800
+    layers = [torch.randn(64, 2, _KV_HEADS, 16, _DIM).bfloat16() for _ in range(_COLD_LAYERS)]
+    slots = torch.arange(64, dtype=torch.int32)
+    keys = [pack_keys(pool, slots).repeat(num_leaves // 64, 1) for pool in layers]
+    nodes = [pack_nodes(pool, slots).repeat(num_nodes // 8, 1) for pool in layers]
+    q, chosen = torch.randn(1, _HEADS, _DIM), torch.empty(60, dtype=torch.int32)
+    mass, promise = torch.empty(num_leaves), torch.empty(num_nodes)
+
+    def leaves() -> None:
+        for rows in keys:
+            score_leaves(q, rows, None, 0, num_leaves, 0.125, out=mass)
+
+    def all_nodes() -> None:
+        for rows in nodes:
+            score_nodes(q, rows, 0, num_nodes, 0.125, out=promise)
+
+    def best() -> None:
+        for rows in keys:
+            select_leaves(q, rows, 0, num_leaves, len(chosen), 0.125, chosen)
+
+    for name, call, rows in (
+        ("score_leaves, 512 leaves", leaves, keys),
+        ("select_leaves, 60 of 512", best, keys),
+        ("score_nodes, 800 nodes", all_nodes, nodes),
+    ):
+        seconds = _median(call, repeats) / _COLD_LAYERS
+        yield Timing(name, seconds, rows[0].nbytes / seconds / 1e9, "GB/s")
+    pool, packed = layers[0], torch.empty_like(keys[0][:64])
+    seconds = _median(lambda: pack_keys(pool, slots, packed), repeats)
+    yield Timing("pack_keys, 64 leaves", seconds, pool.nbytes / 2 / seconds / 1e9, "GB/s")
 
 
 def _prefill_attention(repeats: int) -> Iterator[Timing]:

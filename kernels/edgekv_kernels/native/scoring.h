@@ -138,14 +138,14 @@ INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float
     for (int g = 0; g < G; g++) {
         vf most = {0};
         for (int i = 0; i < D; i += W) {
-            vf x = load(q + g * D + i), size = vmax(x, -x);
-            if (partner) { /* however it is turned, no longer than the pair's two together */
+            vf x = load(q + g * D + i), square = x * x, step = load(b->most + i);
+            if (partner) { /* however a pair is turned, neither of it is longer than both */
                 vf y = load(partner + g * D + i);
-                size += vmax(y, -y);
+                square += y * y;
             }
-            most = vmax(most, size * load(b->most + i));
+            most = vmax(most, square * step * step);
         }
-        float largest = highest(most);
+        float largest = sqrtf(highest(most));
         quantum[g] = largest > 0 ? 127.0f / largest : 0.0f;
     }
     for (int c = 0; c < b->count; c++) {
