@@ -30,7 +30,7 @@ _FOOTER_ROW = struct.Struct("<QQII")
 _FOOTER_END = struct.Struct("<QIIQQ8s")
 _CUT = struct.Struct("<IIQ")
 _TABLES, _FIRST_SECTION, _FIRST_PIECE = 2**64 - 1, 2**63, 2**63 + 2**32
-_MAX_LEAVES, _MAX_SECTIONS = 4096, 64
+_MAX_LEAVES, _MAX_SECTIONS, _MAX_LISTED = 4096, 64, 2**20
 
 
 @dataclass(slots=True)
@@ -155,6 +155,8 @@ def _read_footer(segment: _Segment, num_bytes: int) -> list[tuple[int, int, int,
     if len(tail) < _FOOTER_END.size:
         return None
     offset, count, _, number, total, magic = _FOOTER_END.unpack(tail)
+    if count > min(_MAX_LISTED, offset // (2 * _PAGE)):
+        return None
     length = _pages(count * _FOOTER_ROW.size + _FOOTER_END.size)
     if magic != b"EDGEKV\0F" or number != segment.number or offset + length != num_bytes:
         return None

@@ -23,6 +23,7 @@ NO_PARENT = bytes(KEY_BYTES)
 MAX_LEAVES = 4096  # of one record; keeps a hostile header from asking for a huge tag table
 MAX_LAYERS = 4096
 MAX_SECTIONS = 64
+MAX_LISTED = 1 << 20  # records of a footer that is read; each takes two pages at least
 MAX_RECORDS = 1 << 32  # of one segment: the number's share of a nonce
 TABLES_INDEX = (1 << 64) - 1  # names the tables among a record's encrypted pieces; leaves count from 0
 SECTION_INDEX = 1 << 63  # and sections from here
@@ -299,6 +300,8 @@ def footer_place(tail: bytes, file_bytes: int) -> tuple[int, int] | None:
     if len(tail) != TAIL_BYTES or not tail.endswith(FOOTER_MAGIC):
         return None
     offset, count, _, _ = _TAIL.unpack_from(tail)
+    if count > min(MAX_LISTED, offset // (2 * PAGE)):  # planted: nobody reads gigabytes of footer for it
+        return None
     num_bytes = footer_bytes(count)
     return (offset, num_bytes) if offset % PAGE == 0 and offset + num_bytes == file_bytes else None
 

@@ -26,12 +26,14 @@ from edgekv_storage.segments.segment import Segment, read_header, scan, segment_
 from edgekv_storage.store.index import RecordRow, SegmentRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
     from pathlib import Path
 
     from edgekv_storage.crypt import Keys
-    from edgekv_storage.io.disk import Disk
+    from edgekv_storage.io.disk import Disk, Item
     from edgekv_storage.segments.segment import Scan
+
+_NO_SEGMENT = -1  # of a file whose number another one has: the rows are that one's
 
 
 @dataclass(slots=True)
@@ -87,7 +89,9 @@ def find_segments(
     """
     found = Found()
     known = {row.name: row for row in rows}
-    for item in disk.items(directory):
+    items = disk.items(directory)
+    twins = _twins(disk, directory, items, known)
+    for item in items:
         if not SEGMENT_NAME.fullmatch(item.name):
             continue
         found.highest_id = max(found.highest_id, int(item.name[4:20], 16))
@@ -96,6 +100,9 @@ def find_segments(
             found.notices.append(f"{item.name} is not a plain file and was left alone")
             continue
         path = directory / item.name
+        if item.name in twins:
+            _set_aside(disk, path, row, "another segment has its number", found)
+            continue
         segment = _from_row(path, row, item.num_bytes, keys) if row else None
         if segment is None:
             segment = _adopt(disk, path, row, indexed, found, keys)
@@ -103,6 +110,8 @@ def find_segments(
             segment.used_ns = item.used_ns
             found.segments.append(segment)
     found.gone += [(name, int(name[4:20], 16)) for name in known]
+    numbers = {segment.header.segment for segment in found.segments}
+    found.gone = [(name, _NO_SEGMENT if number in numbers else number) for name, number in found.gone]
     if locked := {s.header.sequence_id for s in found.segments if s.seal is None}:
         found.notices.append(
             f"the stored KV of {len(locked)} conversation(s) is encrypted, and encryption is off: it is kept, "
@@ -179,6 +188,29 @@ def _adopt(
     found.changed.append(segment)
     found.records += record_rows(header.segment, result)
     return segment
+
+
+def _twins(disk: Disk, directory: Path, items: Iterable[Item], known: Container[str]) -> set[str]:
+    """Segments whose number another one has, as when two directories were merged: one of them is kept."""
+    by_number: dict[str, list[str]] = {}
+    for item in items:
+        if item.is_file and SEGMENT_NAME.fullmatch(item.name):
+            by_number.setdefault(item.name[4:20], []).append(item.name)
+    found: set[str] = set()
+    for names in by_number.values():
+        if len(names) > 1:
+            ours = [name for name in names if _is_ours(disk, directory / name)]
+            ours.sort(key=lambda name: name not in known)  # what the index knows is kept
+            found.update(ours[1:])
+    return found
+
+
+def _is_ours(disk: Disk, path: Path) -> bool:
+    try:
+        read_header(SegmentFile(path, use_direct=False, disk=disk))
+    except (Malformed, OSError):
+        return False
+    return True
 
 
 def _is_blank(file: SegmentFile) -> bool:

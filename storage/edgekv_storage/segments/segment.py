@@ -73,6 +73,7 @@ class Segment:
     reserved_bytes: int = 0  # of a copy being made: what its next record will take
     used_ns: int = 0  # last append or lookup, since 1970; the file's time keeps it over a restart
     seal: Seal | None = field(default=None, repr=False)
+    is_own: bool = False  # written by this process: the catalog has all its records that count
 
     @property
     def live_bytes(self) -> int:
@@ -105,7 +106,7 @@ class SegmentWriter:
         path = directory / segment_name(segment, header.random)
         self._seal = PLAIN if key is None else key.segment_seal(segment, header.random)
         self._is_spent = False
-        self.segment = Segment(header, path, entries=[], seal=self._seal)
+        self.segment = Segment(header, path, entries=[], seal=self._seal, is_own=True)
         self.bytes_written = 0
         self.allocated = 0
         self._started = 0  # bytes on their way to the drive

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StorageError
-from edgekv_storage.segments.format import NO_PARENT
+from edgekv_storage.segments.format import LEAF_TOKENS, NO_PARENT
 from edgekv_storage.segments.record import Extent
 from edgekv_storage.segments.sections import part_of
+from edgekv_storage.space.losses import DAMAGE
 from edgekv_storage.space.outline import LeafRange
 from edgekv_storage.store.catalog import Known, Moved
 from edgekv_storage.store.index import RecordRow
-from edgekv_storage.store.transfer import LeafPlace, LeafRead
+from edgekv_storage.store.transfer import DAMAGED, LeafPlace, LeafRead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ class _Job:
     source: Segment
     layout: Layout
     ranges: deque[LeafRange]
+    wanted: list[LeafRange]
     writer: SegmentWriter | None = None
     moved: list[tuple[Moved, Known]] = field(default_factory=list)
 
@@ -68,7 +70,7 @@ class Compactor:
         except OSError as error:
             self._parts.notices.append(str(self._parts.writers.failed(error)))
             self._give_up(job)
-        except StorageError:  # no room: the next eviction makes some, and what is mostly dead goes first
+        except StorageError:  # no room (the next eviction makes some), or a read that failed for now
             self._give_up(job)
         return True
 
@@ -113,7 +115,7 @@ class Compactor:
             for first in range(part.first, part.first + part.count, most):
                 count = min(most, part.first + part.count - first)
                 ranges.append(LeafRange(part.record, first, count))
-        self._job = _Job(segment, layout, ranges)
+        self._job = _Job(segment, layout, ranges, list(ranges))
 
     def _copy(self, job: _Job, part: LeafRange) -> None:
         """Reads, verifies and writes one range of leaves. Raises StorageError, OSError."""
@@ -121,27 +123,51 @@ class Compactor:
         parts.readers.load_tables([place])
         known = parts.catalog.record(place.segment, place.record)
         if known is None or known.tables is None:
+            self._judge(job, [place._replace(leaf=part.first + leaf) for leaf in range(part.count)])
             return
         size = part.count * job.layout.leaf_bytes
         layers = [memoryview(bytearray(size)) for _ in range(job.layout.num_layers)]
         reads = [LeafRead(place, layer, part.count, out) for layer, out in enumerate(layers)]
         transfer = parts.readers.read(reads, job.layout, _LAST)
         transfer.wait()
-        count = min((fault.leaf for fault in transfer.result), default=part.count)
-        if count == 0:
+        if transfer.result:
+            bad = {fault.leaf for fault in transfer.result}
+            self._judge(job, [place._replace(leaf=part.first + leaf) for leaf in bad])
             return
-        payload = [out[: count * job.layout.leaf_bytes] for out in layers]
-        sections = self._sections(place, known.tables, count)
-        stop = part.first + count
+        sections = self._sections(place, known.tables, part.count)
+        stop = part.first + part.count
         extent = Extent(
             known.keys[part.first : stop],
             known.keys[part.first - 1] if part.first else known.parent,
             known.tables.token_ids[part.first : stop].reshape(-1),
-            payload,
+            layers,
             known.tables.header.provenance,
             sections,
         )
-        self._write(job, extent, LeafRange(part.record, part.first, count), count == len(known.keys))
+        self._write(job, extent, part, part.count == len(known.keys))
+
+    def _judge(self, job: _Job, unread: list[LeafPlace]) -> None:
+        """After a read that failed: what the drive lost is left behind and the rest is looked at anew.
+
+        Any other reason (no memory, too many open files) passes, and the source stays. Raises StorageError.
+        """
+        catalog, source = self._parts.catalog, job.source.header
+        with catalog.lock:
+            if not all(place in catalog.dead for place in unread):
+                raise StorageError(f"{job.source.path.name} could not be read now; it is copied another time")
+            left = sum(part.count for part in self._outline(source.sequence_id).useful(source.segment))
+            dead = sum(
+                LeafPlace(source.segment, part.record, part.first + leaf) in catalog.dead
+                for part in job.wanted
+                for leaf in range(part.count)
+            )
+            cut_off = sum(part.count for part in job.wanted) - left - dead  # behind a lost one: of no use
+            if cut_off > 0:
+                size = cut_off * job.layout.num_layers * job.layout.leaf_bytes
+                tokens = cut_off * LEAF_TOKENS
+                self._parts.indexing.losses.add(source.sequence_id, DAMAGE, tokens, size)
+            catalog.dirty.add(source.sequence_id)
+        self.abandon()
 
     def _sections(self, first: LeafPlace, tables: RecordTables, count: int) -> dict[int, Buffer | Pieces]:
         """Sections of `count` leaves from `first` on: all with a whole record, those by leaf with a part of it."""
@@ -150,7 +176,9 @@ class Compactor:
         for section in tables.sections:
             if count < of_record and not section.is_by_leaf:
                 continue
-            data = self._parts.sections.read_all([first], section.kind, _LAST)[0].data
+            (_, data), fault = self._parts.sections.read_judged([first], section.kind, _LAST)[0]
+            if fault not in (None, DAMAGED):
+                raise StorageError(f"a section could not be read now ({fault})")
             if data is not None and section.tag is not None:
                 kept[section.kind] = data
             elif data is not None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from edgekv_storage.segments.segment import Segment
     from edgekv_storage.space.eviction import PrefillCost
-    from edgekv_storage.store.index import RecordRow
     from edgekv_storage.store.parts import Parts
 
 
@@ -123,17 +122,7 @@ class Space:
     def outline(self, sequence_id: bytes) -> Outline:
         """What of a sequence is of use; the catalog's lock is held."""
         catalog = self._parts.catalog
-        rows: list[RecordRow] = []
-        unread: list[Segment] = []
-        for segment in catalog.segments_of(sequence_id):
-            known = catalog.rows_of(segment)
-            if known is not None:
-                rows += known
-            elif segment.seal is not None:
-                unread.append(segment)
-        if unread:
-            rows += self._parts.indexing.rows_of(unread)
-        return Outline(sorted(rows, key=lambda row: (row.segment, row.number)), catalog.dead)
+        return Outline(self._parts.indexing.rows_of(catalog.segments_of(sequence_id)), catalog.dead)
 
     def tidy(self) -> bool:
         """One small step of cleaning up, at idle; True while there is more to do."""

@@ -185,7 +185,8 @@ class Catalog:
             known = self._records.get((segment_id, number))
             if known is not None:
                 found.append(RecordRow(segment_id, number, known.entry, known.keys, known.parent))
-        return found if len(found) == segment.num_records - segment.num_damaged else None
+        is_whole = segment.is_own or len(found) == segment.num_records - segment.num_damaged
+        return found if is_whole else None  # the record of an append in progress does not count yet
 
     def forward(self, segment: int, moved: list[Moved]) -> None:
         """From now on places in a segment that is about to go lead to where its leaves were copied."""

@@ -16,7 +16,8 @@ import xxhash
 
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.looking import open_to_look
-from edgekv_storage.segments.format import KEY_BYTES, Entry
+from edgekv_storage.segments.format import KEY_BYTES, PAGE, Entry
+from edgekv_storage.segments.quarantine import SEGMENT_NAME
 from edgekv_storage.space.losses import Loss
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class Index:
         """(segment, record, leaf) that failed their checksum once."""
         query = "SELECT segment, number, leaf FROM dead WHERE segment = ?"
         with self._guard():
-            return {row for segment in segments for row in self._db.execute(query, (segment,))}
+            found = {row for segment in segments for row in self._db.execute(query, (segment,))}
+            _need_numbers(*(value for row in found for value in row))
+            return found
 
     def commit(
         self,
@@ -154,7 +157,7 @@ class Index:
         """Every one."""
         with self._guard():
             found = self._db.execute("SELECT * FROM losses").fetchall()
-            return [Loss(*_checked(row)) for row in found]
+            return [_loss(_checked(row)) for row in found]
 
     def keep_losses(self, losses: dict[bytes, list[Loss]]) -> None:
         """Replaces the losses of the given sequences."""
@@ -209,7 +212,7 @@ def known_losses(directory: Path) -> dict[bytes, list[Loss]]:
         contextlib.closing(open_to_look(path)) as db,
     ):
         for row in db.execute("SELECT * FROM losses ORDER BY at DESC"):
-            loss = Loss(*_checked(row))
+            loss = _loss(_checked(row))
             found.setdefault(loss.sequence_id, []).append(loss)
     return found
 
@@ -218,6 +221,20 @@ def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
     if row[-1] != _sum(*row[:-1]):
         raise IndexBroken("index.db: a row does not match its checksum")
     return row[:-1]
+
+
+def _need_numbers(*values: object) -> None:
+    """The checksum of a row has no key: whoever planted one could give it any types."""
+    if not all(isinstance(value, int) and value >= 0 for value in values):
+        raise IndexBroken("index.db: a row that cannot be true")
+
+
+def _loss(row: tuple[Any, ...]) -> Loss:
+    sequence_id, why, *numbers = row
+    _need_numbers(*numbers)
+    if not (isinstance(sequence_id, bytes) and isinstance(why, str)):
+        raise IndexBroken("index.db: a row that cannot be true")
+    return Loss(sequence_id, why, *numbers)
 
 
 def _segment_values(row: SegmentRow) -> tuple[Any, ...]:
@@ -235,6 +252,10 @@ def _segment_values(row: SegmentRow) -> tuple[Any, ...]:
 
 def _segment_row(row: tuple[Any, ...]) -> SegmentRow:
     name, header, end, file_bytes, sealed, records, damaged = row
+    _need_numbers(end, file_bytes, sealed, records, damaged)
+    is_sane = PAGE <= end <= file_bytes and damaged <= records <= (end - PAGE) // PAGE
+    if not (isinstance(name, str) and SEGMENT_NAME.fullmatch(name) and isinstance(header, bytes) and is_sane):
+        raise IndexBroken("index.db: a row that cannot be true")
     return SegmentRow(name, header, end, file_bytes, bool(sealed), records, damaged)
 
 
@@ -247,5 +268,8 @@ def _record_values(row: RecordRow) -> tuple[Any, ...]:
 
 def _record_row(row: tuple[Any, ...]) -> RecordRow:
     segment, number, offset, record_bytes, table_bytes, joined, parent = row
+    _need_numbers(segment, number, offset, record_bytes, table_bytes)
+    if not (isinstance(joined, bytes) and isinstance(parent, bytes) and len(parent) == KEY_BYTES):
+        raise IndexBroken("index.db: a row that cannot be true")
     keys = [joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)]
     return RecordRow(segment, number, Entry(offset, record_bytes, table_bytes, len(keys)), keys, parent)

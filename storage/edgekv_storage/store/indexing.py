@@ -86,24 +86,43 @@ class Indexing:
             return []
 
     def rows_of(self, segments: list[Segment]) -> list[RecordRow]:
-        """Every record of the segments: from the index, from the segments without it. Fills catalog.dead."""
-        ids = [s.header.segment for s in segments]
-        if self._index is not None:
-            try:
-                rows = self._index.records(ids)
-                self._catalog.dead |= {LeafPlace(*place) for place in self._index.dead(ids)}
-                if len(rows) == sum(s.num_records - s.num_damaged for s in segments):
-                    return rows
-                self.lose("rows are missing")
-            except IndexBroken as reason:
-                self.lose(str(reason))
-        rows = []
+        """Every record of the segments that can be read, in the order they were written. Fills catalog.dead."""
+        rows: list[RecordRow] = []
+        unread: list[Segment] = []
         for segment in segments:
-            with contextlib.suppress(OSError):  # a file that is gone has no leaves
-                assert segment.seal is not None, "an unreadable segment has no rows"
-                file = SegmentFile(segment.path, use_direct=False, disk=self._disk)
-                found = scan(file, segment.header, segment.seal)
-                rows += record_rows(segment.header.segment, found)
+            known = self._catalog.rows_of(segment)
+            if known is not None:
+                rows += known
+            elif segment.seal is not None:
+                unread.append(segment)
+        indexed = self._indexed([segment.header.segment for segment in unread])
+        for segment in unread:
+            found = indexed.get(segment.header.segment, [])
+            is_whole = len(found) == segment.num_records - segment.num_damaged
+            rows += found if is_whole else self._scanned(segment)
+        return sorted(rows, key=lambda row: (row.segment, row.number))
+
+    def _indexed(self, ids: list[int]) -> dict[int, list[RecordRow]]:
+        """What the index knows of the segments."""
+        if self._index is None or not ids:
+            return {}
+        try:
+            found = {segment_id: self._index.records([segment_id]) for segment_id in ids}
+            self._catalog.dead |= {LeafPlace(*place) for place in self._index.dead(ids)}
+        except IndexBroken as reason:
+            self.lose(str(reason))
+            return {}
+        return found
+
+    def _scanned(self, segment: Segment) -> list[RecordRow]:
+        """The rows of a segment that the index lacks, which learns them."""
+        assert segment.seal is not None, "an unreadable segment has no rows"
+        file = SegmentFile(segment.path, use_direct=False, disk=self._disk)
+        try:
+            rows = record_rows(segment.header.segment, scan(file, segment.header, segment.seal))
+        except OSError:  # a file that is gone has no leaves
+            return []
+        self.commit([segment], rows)
         return rows
 
     def take_stock(self, found: Found) -> None:

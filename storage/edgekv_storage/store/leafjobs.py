@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgekv_storage.crypt import TAG_BYTES, open_bytes
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.sealing import PLAIN
-from edgekv_storage.store.transfer import LeafFault
+from edgekv_storage.store.transfer import DAMAGED, LeafFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,7 +158,7 @@ class LeafJob(ReadJob):
         damaged: list[LeafPlace] = []
         for run in self.runs:
             leaves = [leaf for leaf in run.faulty() if not run.read_again(leaf)]
-            faults += [LeafFault(run.request, run.first + leaf, "damaged on disk") for leaf in leaves]
+            faults += [LeafFault(run.request, run.first + leaf, DAMAGED) for leaf in leaves]
             damaged += [run.place._replace(leaf=run.place.leaf + leaf) for leaf in leaves]
         if damaged:
             self.on_damage(damaged)

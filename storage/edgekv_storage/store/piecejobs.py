@@ -13,7 +13,7 @@ from edgekv_storage.io.buffers import POOL
 from edgekv_storage.io.protocol import ReadJob
 from edgekv_storage.segments.format import PAGE, round_up
 from edgekv_storage.store.leafjobs import opening
-from edgekv_storage.store.transfer import LeafFault
+from edgekv_storage.store.transfer import DAMAGED, LeafFault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,7 @@ class PieceRun(NamedTuple):
             stop = start + size + self.section.tag_bytes
             into = self.out[at : at + size]
             if not self._open_one(piece, data[start:stop], into) and not self._read_again(piece, into):
-                bad.append(LeafFault(self.request, self.skipped + piece - self.first, "damaged on disk"))
+                bad.append(LeafFault(self.request, self.skipped + piece - self.first, DAMAGED))
             start, at = stop, at + size
         return bad
 

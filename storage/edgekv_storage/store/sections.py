@@ -56,6 +56,12 @@ class Sections:
 
     def read_all(self, places: Sequence[LeafPlace], kind: int, priority: int = 0) -> list[SectionData]:
         """One section of every record that holds any of `places`, in their order; waits. Raises StoreClosed."""
+        return [data for data, _ in self.read_judged(places, kind, priority)]
+
+    def read_judged(
+        self, places: Sequence[LeafPlace], kind: int, priority: int = 0
+    ) -> list[tuple[SectionData, str | None]]:
+        """The same, each with why it did not arrive although it should lie there."""
         firsts: dict[tuple[int, int], LeafPlace] = {}
         for place in places:
             firsts.setdefault(place[:2], place)
@@ -71,9 +77,11 @@ class Sections:
                 runs.append(_run_of(number, request, *found))
         transfer = self._start(runs, [], priority)
         transfer.wait()
-        for fault in transfer.result:
-            outs[fault.request] = None
-        return [SectionData(place, out) for place, out in zip(firsts.values(), outs, strict=True)]
+        reasons = {fault.request: fault.reason for fault in transfer.result}
+        return [
+            (SectionData(place, None if number in reasons else outs[number]), reasons.get(number))
+            for number, place in enumerate(firsts.values())
+        ]
 
     def provenances(self, places: Sequence[LeafPlace]) -> list[int | None]:
         """The provenance code of each leaf's record; None where the leaf is not in the store any more."""

@@ -79,6 +79,7 @@ class Store(Finding):
         self._write_lock = threading.RLock()
         self._flush_lock = threading.RLock()
         self._notices: list[str] = list(directory.notices)
+        writers.notices = self._notices
         self._is_closed = False
         self._decider: Decider | None = None
         self._damaged = self._appended = self._appended_sections = 0
@@ -221,7 +222,11 @@ class Store(Finding):
             with self._write_lock:
                 if self._is_closed:
                     return
-                snapshot = self._writers.snapshot()
+                try:
+                    snapshot = self._writers.snapshot()
+                except OSError as error:  # too many open files: nothing is lost, the next flush tries again
+                    self._notices.append(f"what was written last is not on the drive yet ({error.strerror})")
+                    return
             failed = self._writers.sync(snapshot)
             with self._write_lock:
                 self._notices += [self._writers.sync_failed(segment, error) for segment, error in failed]

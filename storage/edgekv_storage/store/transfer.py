@@ -51,6 +51,9 @@ class PieceRead(NamedTuple):
     out: memoryview
 
 
+DAMAGED = "damaged on disk"
+
+
 class LeafFault(NamedTuple):
     """A leaf, or a piece, that did not arrive: `request` indexes the requests, `leaf` counts from its first."""
 

@@ -55,6 +55,7 @@ class Writers:
         self.quota_bytes = quota_bytes
         self.floor_bytes = floor_bytes
         self._segment_bytes = min(MAX_SEGMENT_BYTES, max(_MIN_SEGMENT_BYTES, quota_bytes // 16))
+        self.notices: list[str] = []
         self.off_reason: str | None = None
         self.refused: tuple[str, int] = (QUOTA, 0)
         """By which limit the last append that found no room was refused, and the bytes it needed."""
@@ -78,7 +79,7 @@ class Writers:
         need = _record_estimate(extent, layout)
         writer = self._open.get(sequence_id)
         if writer is not None and (writer.is_full or writer.segment.end + need > self._segment_bytes):
-            self.seal(sequence_id)
+            self._end(sequence_id)
             writer = None
         grow = self._make_room(need + (0 if writer else 2 * PAGE), sequence_id)
         try:
@@ -90,9 +91,17 @@ class Writers:
         return writer.segment, entry, tables
 
     def snapshot(self) -> list[tuple[Segment, int, int]]:
-        """(segment, its end, a duplicate descriptor) of what is not on the drive yet, for `sync`."""
-        dirty = [w for w in self._open.values() if w.segment.synced < w.segment.end]
-        return [(w.segment, w.segment.end, self._disk.dup(w.fd)) for w in dirty]
+        """(segment, its end, a duplicate descriptor) of what is not on the drive yet. Raises OSError."""
+        found: list[tuple[Segment, int, int]] = []
+        try:
+            for writer in (w for w in self._open.values() if w.segment.synced < w.segment.end):
+                fd = self._disk.dup(writer.fd)
+                found.append((writer.segment, writer.segment.end, fd))
+        except OSError:
+            for _, _, fd in found:
+                self._disk.close(fd)
+            raise
+        return found
 
     def sync(self, snapshot: list[tuple[Segment, int, int]]) -> list[tuple[Segment, OSError]]:
         """Waits for the drive, without any lock. Returns what failed; never tries twice.
@@ -138,6 +147,11 @@ class Writers:
         self._written += writer.bytes_written
         return None if error is None else str(self._failed(None, error))
 
+    def _end(self, sequence_id: bytes) -> None:
+        """Seals in passing: what went wrong is told later."""
+        if problem := self.seal(sequence_id):
+            self.notices.append(problem)
+
     def seal_all(self) -> list[str]:
         """Ends every open segment; returns what went wrong."""
         return [problem for sequence in list(self._open) if (problem := self.seal(sequence))]
@@ -177,7 +191,7 @@ class Writers:
 
     def _start(self, sequence_id: bytes, layout: Layout) -> SegmentWriter:
         if len(self._open) >= _MAX_OPEN:
-            self.seal(next(iter(self._open)))
+            self._end(next(iter(self._open)))
         writer = self._open[sequence_id] = self._new_segment(sequence_id, layout)
         return writer
 
@@ -208,7 +222,7 @@ class Writers:
         slack = sum(w.slack for w in self._open.values())
         if live + slack + need > self.quota_bytes:  # others hold room they may never fill
             for other in [s for s in self._open if s != sequence_id]:
-                self.seal(other)
+                self._end(other)
             return 0
         return GROW_BYTES if live + slack + need + GROW_BYTES <= min(self.quota_bytes, live + free) else 0
 
@@ -216,7 +230,7 @@ class Writers:
         """The error to raise; a drive's error closes the segment, and three in a minute the disk tier."""
         if error.errno in NO_ROOM:
             if sequence_id is not None:
-                self.seal(sequence_id)  # never appended to again: a nonce would repeat
+                self._end(sequence_id)  # never appended to again: a nonce would repeat
             return DiskFull(f"the drive of {self._directory} is full ({error.strerror}): free some space")
         if sequence_id is not None:
             writer = self._open.pop(sequence_id, None)
