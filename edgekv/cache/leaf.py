@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LEAF_TOKENS = 16
+NODE_COLUMNS = 8
+"""Columns of a node, the lowest level of the chunk tree above leaves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from edgekv.cache.runs import common_runs
 from edgekv_storage import DiskFull, LeafRead, QuotaExceeded, StorageError, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from edgekv.cache.ledger import Ledger
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.memory import MemoryTier
-    from edgekv_storage import LeafPlace, Transfer
+    from edgekv_storage import LeafPlace, Pieces, Transfer
+
+    Sections = Mapping[int, bytes | Pieces]
 
 NAMESPACE_EXACT, NAMESPACE_SELECTED = b"exact", b"selected"
 """Part of every key: leaves made under another attention mode must not be taken for exact ones."""
@@ -137,7 +139,9 @@ class DiskTier:
         sequence.directory.places[:] = found.places
         sequence.num_written = max(sequence.num_written, num_found)
 
-    def append(self, sequence: Sequence, columns: range, leaves: list[memoryview]) -> bool:
+    def append(
+        self, sequence: Sequence, columns: range, leaves: list[memoryview], sections: Sections
+    ) -> bool:
         """Write full columns as one extent; `leaves` are their bytes by layer, then column.
 
         False when the store cannot take them (said once through `notify`); then nothing changed.
@@ -150,7 +154,9 @@ class DiskTier:
         try:
             provenance = PROVENANCE_EXACT if stop <= num_exact else PROVENANCE_SELECTED
             assert stop <= num_exact or start >= num_exact, "one extent, one provenance"
-            places = self._append(sequence.id, sequence.keys[start:stop], parent, ids, leaves, provenance)
+            places = self._append(
+                sequence.id, sequence.keys[start:stop], parent, ids, leaves, provenance, sections
+            )
         except StorageError as error:
             self.is_writable = False
             self.notify(f"nothing more is kept on disk this turn: {error}; the answer goes on from memory")
@@ -169,10 +175,13 @@ class DiskTier:
         token_ids: NDArray[np.int32],
         leaves: list[memoryview],
         provenance: int,
+        sections: Sections,
     ) -> list[LeafPlace]:
         """Append; where there is no room, what is least likely to be missed of the others gives way first."""
         try:
-            return self.store.append(sequence_id, keys, parent, token_ids, leaves, provenance=provenance)
+            return self.store.append(
+                sequence_id, keys, parent, token_ids, leaves, provenance=provenance, sections=sections
+            )
         except (QuotaExceeded, DiskFull):
             keep = {sequence_id, self.active_id or sequence_id}
             evicted = self.store.make_room(len(keys) * self.shape.column_bytes, keep)
@@ -183,7 +192,9 @@ class DiskTier:
                 f"no room on disk: KV of {len(evicted)} conversation(s) that is least likely to be missed was "
                 "dropped; their text is kept, and it is computed again when needed"
             )
-            return self.store.append(sequence_id, keys, parent, token_ids, leaves, provenance=provenance)
+            return self.store.append(
+                sequence_id, keys, parent, token_ids, leaves, provenance=provenance, sections=sections
+            )
 
     def why_missing(self, sequence_id: bytes) -> str | None:
         """Why KV of a sequence was given up since it was last written, None where none was."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
-    from edgekv.tiers.disk import DiskTier
+    from edgekv.tiers.disk import DiskTier, Sections
     from edgekv.tiers.lane import CopyLane
     from edgekv.tiers.memory import MemoryTier
 
@@ -86,8 +86,10 @@ class Mover:
         self.host.give(directory.host[:, held].ravel())
         directory.put_host(held, np.full((directory.num_layers, len(held)), ABSENT, np.int32))
 
-    def write_extent(self, sequence: Sequence, columns: range) -> bool:
-        """Append full columns to disk, straight from where they lie; False when the store refuses."""
+    def write_extent(self, sequence: Sequence, columns: range, sections: Sections) -> bool:
+        """Append full columns to disk, straight from where they lie, `sections` beside them; False when the store
+        refuses.
+        """
         assert self.disk is not None
         directory = sequence.directory
         index = np.arange(columns.start, columns.stop)
@@ -100,4 +102,4 @@ class Mover:
                 use_device = self.in_place and slot != ABSENT
                 tier = self.device if use_device else self.host
                 leaves.append(tier.leaf_view(slot if use_device else int(directory.host[layer, column])))
-        return self.disk.append(sequence, columns, leaves)
+        return self.disk.append(sequence, columns, leaves, sections)

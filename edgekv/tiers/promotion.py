@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+import edgekv_kernels as kernels
 from edgekv.cache.directory import ABSENT
+from edgekv.errors import CapacityError
 from edgekv.tiers.abstracts import Abstracts
 from edgekv.tiers.arrivals import DamagedColumns
+from edgekv.tiers.kept_abstracts import KeptAbstracts, sections_of
 from edgekv.tiers.promoted import PromotedLeaves
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.mover import Mover
+    from edgekv_storage import Pieces
 
 _CHUNK_COLUMNS = 32  # read back at once to make their abstracts
 
@@ -44,6 +49,12 @@ class Promotion:
         self._make_room = make_room
         self._abstracts: dict[bytes, Abstracts] = {}
         self._floor = 0
+        shape = mover.host.shape
+        key_bytes = kernels.key_bytes(shape.num_kv_heads, shape.head_dim)
+        node_bytes = kernels.node_bytes(shape.num_kv_heads, shape.head_dim)
+        self._kept = None
+        if mover.disk is not None:
+            self._kept = KeptAbstracts(mover.disk.store, shape.num_layers, key_bytes, node_bytes)
         self.promoted = PromotedLeaves(mover)
 
     def open(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts | None:
@@ -76,6 +87,12 @@ class Promotion:
         if self._mover.in_place:
             away &= directory.host[0] == ABSENT
         return int(away.sum()) * directory.num_layers
+
+    def sections(self, sequence: Sequence, columns: range) -> dict[int, bytes | Pieces]:
+        """What is written beside `columns`; nothing where their abstracts were never made."""
+        known = self._abstracts.get(sequence.id)
+        found = None if known is None else known.sections(columns)
+        return {} if found is None else sections_of(*found)
 
     def shorten(self, sequence: Sequence, num_columns: int) -> None:
         """Columns from `num_columns` on are no more."""
@@ -112,23 +129,83 @@ class Promotion:
         """
         abstracts = self._abstracts.get(sequence.id)
         if abstracts is None:
-            abstracts = self._abstracts[sequence.id] = Abstracts(
-                self._mover.host.shape, self._mover.host.ledger
-            )
+            host = self._mover.host
+            abstracts = Abstracts(host.shape, host.ledger, lambda i, c: self._fetch(sequence, i, c))
+            self._abstracts[sequence.id] = abstracts
+        written = min(num_columns, sequence.num_written)
+        if abstracts.num_columns < written and not self._adopt(sequence, abstracts, written):
+            return None
         while abstracts.num_columns < num_columns:
             first = abstracts.num_columns
             columns = np.arange(first, min(num_columns, first + _CHUNK_COLUMNS))
             if not self._reserve(sequence, abstracts, len(columns)):
                 return None
             try:
-                done = self._add(sequence, abstracts, columns)
+                self._add(sequence, abstracts, columns)
             except BaseException:
                 abstracts.unreserve(first + len(columns))
                 raise
-            if not done:
-                abstracts.unreserve(first + len(columns))
-                return None
         return abstracts
+
+    def _adopt(self, sequence: Sequence, abstracts: Abstracts, num_columns: int) -> bool:
+        """Those of columns on disk, as far as their records have them; False when the host has no room."""
+        kept, first = self._kept, abstracts.num_columns
+        if kept is None or self._lies_in_memory(sequence, first, num_columns):
+            return True
+        records = kept.nodes(sequence.directory.places[:num_columns], first)
+        if not records:
+            return True
+        stop = records[-1].stop
+        if not self._reserve(sequence, abstracts, stop - first):
+            return False
+        abstracts.adopt(stop, {n: node for record in records for n, node in record.nodes.items()})
+        return True
+
+    def _lies_in_memory(self, sequence: Sequence, first: int, stop: int) -> bool:
+        held = sequence.directory.device[0, first:stop] != ABSENT
+        if self._mover.in_place:
+            held |= sequence.directory.host[0, first:stop] != ABSENT
+        return bool(held.all())
+
+    def _fetch(self, sequence: Sequence, layer: int, columns: NDArray[np.intp]) -> None:
+        """Low-bit keys of one layer: from their sections, or made anew of the leaves where these are damaged.
+
+        Raises:
+            DamagedColumns: the leaves are damaged too.
+        """
+        abstracts, directory = self._abstracts[sequence.id], sequence.directory
+        assert self._kept is not None
+        keys = abstracts.keys_in(layer)
+        abstracts.arrived(layer, self._kept.read_keys(directory.places[: len(keys)], layer, columns, keys))
+        for column in columns[abstracts.is_absent(layer, columns)]:
+            keys[column] = self._keys_of_leaf(sequence, layer, column)
+            abstracts.arrived(layer, np.array([column]))
+
+    def _keys_of_leaf(self, sequence: Sequence, layer: int, column: np.intp) -> NDArray[np.uint8]:
+        mover, directory = self._mover, sequence.directory
+        for tier, slots in ((mover.host, directory.host), (mover.device, directory.device)):
+            if slots[layer, column] != ABSENT:
+                slot = torch.from_numpy(slots[layer, column : column + 1].copy()).to(tier.pool.device)
+                return kernels.pack_keys(tier.pool, slot)[0].cpu().numpy()
+        slot_taken = self._take_host(sequence, 1)
+        assert mover.disk is not None, "a leaf is nowhere"
+        try:
+            read = mover.disk.read(directory.places, layer, np.array([column]), slot_taken, mover.host)
+            if len(read.wait()):
+                raise DamagedColumns(int(column), 1)
+            return kernels.pack_keys(mover.host.pool, torch.from_numpy(slot_taken))[0].numpy()
+        finally:
+            mover.host.give(slot_taken)
+
+    def _take_host(self, sequence: Sequence, num_slots: int) -> NDArray[np.int32]:
+        host = self._mover.host
+        slots = host.take(num_slots)
+        if slots is None:
+            self._make_room(num_slots * host.shape.leaf_bytes, sequence)
+            slots = host.take(num_slots)
+        if slots is None:
+            raise CapacityError("the host limit has no room for one leaf; raise --host-budget")
+        return slots
 
     def _reserve(self, sequence: Sequence, abstracts: Abstracts, num_columns: int) -> bool:
         if abstracts.reserve(num_columns):
@@ -137,7 +214,7 @@ class Promotion:
         self._make_room(abstracts.bytes_of(total) - abstracts.bytes_of(abstracts.num_columns), sequence)
         return abstracts.reserve(num_columns)
 
-    def _add(self, sequence: Sequence, abstracts: Abstracts, columns: NDArray[np.intp]) -> bool:
+    def _add(self, sequence: Sequence, abstracts: Abstracts, columns: NDArray[np.intp]) -> None:
         directory, mover = sequence.directory, self._mover
         device, host = directory.device[:, columns], directory.host[:, columns]
         on_device, on_host = device[0] != ABSENT, host[0] != ABSENT
@@ -149,19 +226,14 @@ class Promotion:
         elif on_host.all():
             abstracts.extend(mover.host.pool, host)
         elif len(columns) > 1:
-            return all(self._add(sequence, abstracts, columns[i : i + 1]) for i in range(len(columns)))
+            for i in range(len(columns)):
+                self._add(sequence, abstracts, columns[i : i + 1])
         else:
-            return self._add_from_disk(sequence, abstracts, columns)
-        return True
+            self._add_from_disk(sequence, abstracts, columns)
 
-    def _add_from_disk(self, sequence: Sequence, abstracts: Abstracts, column: NDArray[np.intp]) -> bool:
+    def _add_from_disk(self, sequence: Sequence, abstracts: Abstracts, column: NDArray[np.intp]) -> None:
         directory, mover = sequence.directory, self._mover
-        slots = mover.host.take(directory.num_layers)
-        if slots is None:
-            self._make_room(directory.num_layers * mover.host.shape.leaf_bytes, sequence)
-            slots = mover.host.take(directory.num_layers)
-        if slots is None:
-            return False
+        slots = self._take_host(sequence, directory.num_layers)
         assert mover.disk is not None, "a column is nowhere"
         try:
             reads = [
@@ -174,4 +246,3 @@ class Promotion:
             abstracts.extend(mover.host.pool, slots[:, None])
         finally:
             mover.host.give(slots)
-        return True

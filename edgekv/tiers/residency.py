@@ -180,7 +180,9 @@ class Residency:
         self._being_written.add(sequence.id)
         try:
             while done and sequence.num_written < sequence.num_full:
-                done = self.mover.write_extent(sequence, self._next_extent(sequence))
+                columns = self._next_extent(sequence)
+                sections = self.promotion.sections(sequence, columns)
+                done = self.mover.write_extent(sequence, columns, sections)
         finally:
             self._being_written.discard(sequence.id)
         for evicted in disk.take_evicted():  # their places are stale: what memory holds of them goes too

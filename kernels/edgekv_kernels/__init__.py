@@ -17,7 +17,14 @@ from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
 from edgekv_kernels.rope import rope_
-from edgekv_kernels.selection import leaf_bounds, node_bounds, score_leaves, score_nodes, select_leaves
+from edgekv_kernels.selection import (
+    candidate_columns,
+    leaf_bounds,
+    node_bounds,
+    score_leaves,
+    score_nodes,
+    select_leaves,
+)
 from edgekv_kernels.unpack import unpack4, unpack8
 from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 
@@ -34,6 +41,7 @@ __all__ = [
     "attend_block",
     "attend_leaves",
     "before_attend",
+    "candidate_columns",
     "describe",
     "forced",
     "key_bytes",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekv_kernels.dispatch import Form
     from edgekv_kernels.rope import Style
 
-ALPHA = 0.5  # how far from a node's mean towards its bound its promise is taken
+ALPHA = 0.3  # how far from a node's mean towards its bound its promise is taken
 
 
 def score_leaves(
@@ -210,6 +210,25 @@ def _candidates(
     if extra is not None:
         found = torch.cat((found, extra[(extra >= first) & (extra < last)])).unique()
     return found.int()
+
+
+def candidate_columns(
+    q: torch.Tensor,
+    nodes: torch.Tensor,
+    first: int,
+    last: int,
+    scale: float,
+    max_candidates: int,
+    extra: torch.Tensor | None = None,
+    turns: torch.Tensor | None = None,
+    style: Style = "split",
+    alpha: float = ALPHA,
+) -> torch.Tensor:
+    """The columns of [first, last) that `select_leaves` would score, int32, ascending: what has to be read first
+    where keys are not in memory. Arguments as there.
+    """
+    found = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, style, alpha)
+    return torch.arange(first, last, dtype=torch.int32) if found is None else found
 
 
 def _range(rows: torch.Tensor, columns: torch.Tensor | None, first: int, last: int) -> int:

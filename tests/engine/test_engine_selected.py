@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from engine_fixtures import Recorder, ask, engine_on
@@ -10,6 +11,9 @@ from gguf_writer import write_tiny_gguf
 from edgekv.config import Config
 from edgekv.engine.build import load_model
 from edgekv.errors import CapacityError, ContextOverflow
+from edgekv.policies.selection.cascade import Cascade
+from edgekv.policies.selection.methods import SELECTORS
+from edgekv.tiers.kept_abstracts import KeptAbstracts
 
 
 def _model(tmp_path_factory, context):
@@ -186,3 +190,42 @@ def test_no_room_for_abstracts_is_one_line(model):
         pytest.raises(CapacityError, match="--host-budget"),
     ):
         ask(engine, prompt(900), durable=False)
+
+
+def _resumed(model, path, ids):
+    """(answer, bytes of leaves promoted, low-bit keys still on disk) of a conversation that is opened again."""
+    with engine_on(model, path, **SELECTED, device_leaves=200) as engine:
+        result = ask(engine, ids, max_tokens=6)
+        absent = sum(known.num_absent for known in engine._residency.promotion._abstracts.values())
+        return result, result.attention.promoted_bytes, absent
+
+
+def test_resume_reads_nodes_and_the_keys_of_candidates(model, tmp_path, monkeypatch):
+    """Guards the levels: a resume that reads every leaf or every key to find the few it needs is a scan."""
+    ids = prompt(2400, seed=11)
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=64))
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        ask(engine, ids, max_tokens=1)
+    result, promoted_bytes, absent = _resumed(model, tmp_path / "d", ids)
+    num_leaves = 3 * 149
+    assert result.usage.reused_tokens == 149 * 16
+    assert 0 < promoted_bytes < num_leaves * 2048 / 2
+    assert absent > num_leaves / 4
+
+
+@pytest.mark.parametrize("lost", ["read_keys", "nodes"])
+def test_lost_abstracts_are_made_anew(model, tmp_path, monkeypatch, lost):
+    """Guards abstracts on disk as a cache: without them, or with damaged ones, the answer is the same."""
+    ids = prompt(900, seed=12)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        ask(engine, ids, max_tokens=1)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        seen = Recorder(engine)
+        ask(engine, ids, max_tokens=1)
+        want = seen.all()
+    nothing = {"read_keys": np.empty(0, np.intp), "nodes": []}[lost]
+    monkeypatch.setattr(KeptAbstracts, lost, lambda *_: nothing)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        seen = Recorder(engine)
+        ask(engine, ids, max_tokens=1)
+        assert float((seen.all() - want).abs().max()) < 1e-3

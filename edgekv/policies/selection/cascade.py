@@ -28,6 +28,8 @@ class Cascade:
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
+        if step.abstracts.num_absent:
+            return self._select_from_disk(step)
         count = kernels.select_leaves(
             step.q,
             step.abstracts.keys(step.layer),
@@ -44,6 +46,30 @@ class Cascade:
         )
         if len(step.columns) > self.max_candidates:
             self._winners[step.layer] = step.out[:count].clone()
+        return count
+
+    def _select_from_disk(self, step: Step) -> int:
+        """The same while low-bit keys are still on disk: those of candidates only are brought."""
+        bounds = (step.columns.start, step.columns.stop)
+        columns = kernels.candidate_columns(
+            step.q,
+            step.abstracts.nodes(step.layer),
+            *bounds,
+            step.scale,
+            self.max_candidates // 2,
+            self._winners.get(step.layer),
+            step.turns,
+            step.style,
+        )
+        step.abstracts.ensure(step.layer, columns.numpy())
+        keys = step.abstracts.keys(step.layer)
+        mass = kernels.score_leaves(
+            step.q, keys, columns, *bounds, step.scale, turns=step.turns, style=step.style
+        )
+        best = mass.topk(min(step.num_columns, len(columns))).indices
+        count = len(best)
+        step.out[:count] = columns[best].sort().values
+        self._winners[step.layer] = step.out[:count].clone()
         return count
 
     def reset(self) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from edgekv_kernels.rope import Style
@@ -21,6 +23,15 @@ class AbstractsLike(Protocol):
 
     def keys(self, layer: int) -> Tensor:
         """Low-bit keys uint8 `[num_columns, key_bytes]`."""
+        ...
+
+    @property
+    def num_absent(self) -> int:
+        """Keys that are still on disk; 0: all that `keys` gives are there."""
+        ...
+
+    def ensure(self, layer: int, columns: NDArray[np.integer]) -> None:
+        """Bring the keys of `columns` from disk where they are not here."""
         ...
 
     def nodes(self, layer: int) -> Tensor:
