@@ -88,8 +88,8 @@ def test_every_flipped_byte_of_a_segment_is_found_or_padding(data_dir):
     assert padding > 100
 
 
-def test_a_damaged_leaf_is_named_and_its_segment_set_aside(data_dir):
-    """Guards --fix: the damage is named by place, the segment goes, the index and the text stay right."""
+def test_a_damaged_leaf_costs_only_itself(data_dir):
+    """Guards --fix: for one bad leaf it threw away all others of the segment, and said nothing of a loss."""
     path = _filled(data_dir)
     (file,) = segments_in(path)
     checked, _ = _check(path)
@@ -97,13 +97,35 @@ def test_a_damaged_leaf_is_named_and_its_segment_set_aside(data_dir):
     data = bytearray(file.read_bytes())
     data[first.offset + first.num_bytes - 4096 + 1030] ^= 1  # the last layer's second leaf
     file.write_bytes(data)
-    checked, done = _check(path, fix=True)
-    assert checked.segments[0].records[0].damaged_leaves == [(2, 1)]
+    for _ in range(2):  # the second time it is known, and not lost again
+        checked, done = _check(path, fix=True)
+        assert checked.segments[0].records[0].damaged_leaves == [(2, 1)]
+        assert any("1 damaged leaves" in line for line in done)
+        assert not any("quarantine" in line for line in done)
+        assert segments_in(path) == [file]
+    assert checked.problems == []
+    assert any("they are known" in note for note in checked.notes)
+    assert [c.num_turns for c in checked.conversations] == [2]
+    with open_store(path, keys=None) as store:
+        assert [loss.num_tokens for loss in store.forgotten(SEQUENCE)] == [16]
+        assert store.live_bytes == file.stat().st_size
+
+
+def test_a_segment_that_cannot_be_walked_is_set_aside(data_dir):
+    """Guards --fix: the segment goes, its leaves count as lost, the index and the text stay right."""
+    path = _filled(data_dir)
+    (file,) = segments_in(path)
+    data = bytearray(file.read_bytes())
+    data[4096 + 60] ^= 1  # the first record's header
+    file.write_bytes(data)
+    _, done = _check(path, fix=True)
     assert any("quarantine" in line for line in done)
     assert segments_in(path) == []
     checked, _ = _check(path)
     assert checked.problems == []
     assert [c.num_turns for c in checked.conversations] == [2]
+    with open_store(path, keys=None) as store:
+        assert [loss.num_tokens for loss in store.forgotten(SEQUENCE)] == [5 * 16]
 
 
 def test_what_a_kill_left_is_no_problem_and_sealed_by_fix(data_dir):

@@ -24,7 +24,11 @@ from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import StorageError
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.io.disk import OS_DISK
+from edgekv_storage.segments.format import LEAF_TOKENS
 from edgekv_storage.segments.quarantine import Quarantine
+from edgekv_storage.space.losses import DAMAGE, Loss
+from edgekv_storage.store.index import known_dead, known_losses
+from edgekv_storage.store.transfer import LeafPlace
 from edgekv_storage.transcripts.transcripts import Transcripts
 
 if TYPE_CHECKING:
@@ -117,9 +121,10 @@ def check_directory(
     checked = Checked(str(path))
     _check_texts(directory, keys, checked)
     names = sorted(p.name for p in path.iterdir() if p.name.startswith("seg-") and p.name.endswith(".kv"))
+    known = known_dead(path)
     total, done = sum(os.lstat(path / name).st_size for name in names), 0
     for name in names:
-        _check_one(path / name, keys, checked)
+        _check_one(path / name, keys, checked, known)
         with contextlib.suppress(OSError):
             done += os.lstat(path / name).st_size
         progress(done, total)
@@ -151,7 +156,8 @@ def _check_texts(directory: DataDir, keys: Keys | None, checked: Checked) -> Non
             checked.problems.append(Problem("transcripts.db", 0, f"{title}: {found.reason}"))
 
 
-def _check_one(path: Path, keys: Keys | None, checked: Checked) -> None:
+def _check_one(path: Path, keys: Keys | None, checked: Checked, known: set[LeafPlace]) -> None:
+    """`known`: leaves whose damage was noted before."""
     try:
         found = _read_segment(path, OS_DISK, keys)
     except OSError as error:
@@ -159,8 +165,11 @@ def _check_one(path: Path, keys: Keys | None, checked: Checked) -> None:
         return
     if keys is not None and not found.is_encrypted and found.state in ("good", "unsealed", "damaged"):
         found.fail("damaged", "it is not encrypted, so anybody could have made it")
+    if found.state == "damaged" and _has_only_leaves_damaged(found) and known >= {*damaged_places(found)}:
+        checked.notes.append(f"{path.name} has damaged leaves; they are known and not found again")
+    else:
+        checked.problems += [Problem(path.name, at, reason) for at, reason in found.problems]
     checked.segments.append(found)
-    checked.problems += [Problem(path.name, at, reason) for at, reason in found.problems]
     if found.state == "unsealed":
         checked.notes.append(f"{path.name} is not sealed: {found.reason}; the next start seals it")
 
@@ -173,6 +182,33 @@ def _note_the_rest(path: Path, checked: Checked) -> None:
         checked.notes.append(f"{count} damaged file(s) lie in quarantine/; the next forget removes them")
 
 
+def damaged_places(segment: SegmentFound) -> list[LeafPlace]:
+    """Leaves of which some layer is damaged."""
+    number = int(segment.file[4:20], 16)
+    found = {(record.number, leaf) for record in segment.records for _, leaf in record.damaged_leaves}
+    return [LeafPlace(number, record, leaf) for record, leaf in sorted(found)]
+
+
+def _num_leaves(segment: SegmentFound) -> int:
+    return sum(record.num_leaves for record in segment.records)
+
+
+def _is_hopeless(segment: SegmentFound, keys: Keys | None) -> bool:
+    """Whether it cannot be walked; single leaves are noted instead, a torn end is cut off by the next start."""
+    if segment.state != "damaged":
+        return segment.state == "unreadable" and keys is not None
+    states = [record.state for record in segment.records]
+    has_good = "good" in states or "damaged leaves" in states
+    is_foreign = keys is not None and not segment.is_encrypted
+    return is_foreign or not has_good or (segment.is_sealed and not _has_only_leaves_damaged(segment))
+
+
+def _has_only_leaves_damaged(segment: SegmentFound) -> bool:
+    num_leaves = sum(len(record.damaged_leaves) for record in segment.records)
+    is_walked = all(record.state in ("good", "damaged leaves") for record in segment.records)
+    return is_walked and num_leaves == len(segment.problems)
+
+
 def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> list[str]:
     """Mends what can be mended without touching a transcript; one line for each thing done.
 
@@ -182,14 +218,26 @@ def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> li
 
     directory.require_writable()
     path, done = directory.path, []
+    losses = [loss for found in known_losses(path).values() for loss in found]
+    known, dead = known_dead(path), list[LeafPlace]()
     for segment in checked.segments:
-        if segment.state == "damaged" or (segment.state == "unreadable" and keys is not None):
+        if _is_hopeless(segment, keys):
             Quarantine(OS_DISK, path).take(path / segment.file)
             done.append(f"{segment.file} was moved to quarantine/; its leaves are computed again")
+            tokens = LEAF_TOKENS * _num_leaves(segment)
+            if tokens:  # its header was right: it says whose it was
+                losses.append(Loss(segment.sequence_id, DAMAGE, tokens, segment.num_bytes, 0))
+        elif places := damaged_places(segment):
+            dead += places
+            if new := set(places) - known:
+                size = sum(record.num_bytes for record in segment.records) // max(1, _num_leaves(segment))
+                losses.append(Loss(segment.sequence_id, DAMAGE, LEAF_TOKENS * len(new), size * len(new), 0))
+            done.append(f"{len(places)} damaged leaves of {segment.file} are not found again, but computed")
     for suffix in ("", "-wal", "-shm"):
         (path / f"index.db{suffix}").unlink(missing_ok=True)
     with Store.open(directory, None, quota_bytes=1 << 62, free_floor_bytes=0, keys=keys) as store:
         done += store.take_notices()
+        store.note_damage(dead, losses)
         store.flush()
     done.append("the index was rebuilt from the segments")
     return done

@@ -19,6 +19,7 @@ from edgekv_storage.looking import open_to_look
 from edgekv_storage.segments.format import KEY_BYTES, PAGE, Entry
 from edgekv_storage.segments.quarantine import SEGMENT_NAME
 from edgekv_storage.space.losses import Loss
+from edgekv_storage.store.transfer import LeafPlace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -215,6 +216,16 @@ def known_losses(directory: Path) -> dict[bytes, list[Loss]]:
             loss = _loss(_checked(row))
             found.setdefault(loss.sequence_id, []).append(loss)
     return found
+
+
+def known_dead(directory: Path) -> set[LeafPlace]:
+    """Leaves that failed their checksum once, as `known_losses`."""
+    with (
+        contextlib.suppress(OSError, sqlite3.Error, TypeError, ValueError),
+        contextlib.closing(open_to_look(directory / "index.db")) as db,
+    ):
+        return {LeafPlace(*row) for row in db.execute("SELECT segment, number, leaf FROM dead")}
+    return set()
 
 
 def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:

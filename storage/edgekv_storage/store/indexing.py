@@ -44,7 +44,7 @@ class Indexing:
         self._index: Index | None = None
         self._pending: list[RecordRow] = []
         self._touched: dict[int, Segment] = {}
-        self._newly_dead: set[LeafPlace] = set()
+        self.newly_dead: set[LeafPlace] = set()
         self.losses = Losses()
         self.segment_rows = self._open()
 
@@ -154,7 +154,7 @@ class Indexing:
     def died(self, places: Iterable[LeafPlace]) -> None:
         """Leaves not to be found after a restart either."""
         for place in places:
-            self._newly_dead.add(place)
+            self.newly_dead.add(place)
             header = self._catalog.segments[place.segment].header
             size = header.layout.num_layers * header.layout.leaf_bytes
             self.losses.add(header.sequence_id, DAMAGE, LEAF_TOKENS, size)
@@ -171,7 +171,7 @@ class Indexing:
             self._pending = later
             touched = list(self._touched.values())
             self._touched = {s.header.segment: s for s in touched if not s.is_sealed}
-            dead, self._newly_dead = self._newly_dead, set()
+            dead, self.newly_dead = self.newly_dead, set()
         if ready or dead or any(s.is_sealed for s in touched):
             self.commit(touched, ready, dead)
         self.keep_losses()
@@ -202,7 +202,7 @@ class Indexing:
         ids = {segment.header.segment for segment in segments}
         self._pending = [row for row in self._pending if row.segment not in ids]
         self._touched = {i: s for i, s in self._touched.items() if i not in ids}
-        self._newly_dead = {place for place in self._newly_dead if place.segment not in ids}
+        self.newly_dead = {place for place in self.newly_dead if place.segment not in ids}
         self.keep_losses()
         index = self._index
         if index is not None:

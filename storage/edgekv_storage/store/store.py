@@ -245,6 +245,13 @@ class Store(Finding):
             self._parts.empty_quarantine()
         return bool(gone)
 
+    def note_damage(self, places: Collection[LeafPlace], losses: Collection[Loss]) -> None:
+        """Leaves that somebody else found damaged, and what is lost in all: for `check --fix`."""
+        with self._catalog.lock:
+            self._indexing.newly_dead |= {p for p in places if p.segment in self._catalog.segments}
+            for loss in losses:
+                self._indexing.losses.add(loss.sequence_id, loss.why, loss.num_tokens, loss.num_bytes)
+
     def make_room(self, num_bytes: int, keep: Collection[bytes] = ()) -> list[bytes]:
         """After QuotaExceeded or DiskFull: evicts to 90 % of that limit, or as far as `num_bytes` more need.
 
