@@ -75,10 +75,11 @@ class AsyncRuntime:
         private: bool = False,
         system: str | None = None,
         read_only: bool = False,
+        keep: bool = True,
     ) -> AsyncConversation:
         """See `Runtime.conversation`."""
         conversation = await asyncio.to_thread(
-            self.runtime.conversation, name, private=private, system=system, read_only=read_only
+            self.runtime.conversation, name, private=private, system=system, read_only=read_only, keep=keep
         )
         return AsyncConversation(conversation)
 

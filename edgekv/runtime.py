@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self, Unpack
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.exchange import export_lines, import_lines
-from edgekv.conversation.journal import Identity, Meta, PrivateJournal, translated
+from edgekv.conversation.journal import Identity, Meta, PrivateJournal, UnkeptJournal, translated
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
 from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
@@ -113,12 +113,14 @@ class Runtime:
         private: bool = False,
         system: str | None = None,
         read_only: bool = False,
+        keep: bool = True,
     ) -> Conversation:
         """The conversation called `name`, new or continued; the same object for the same name.
 
         A private one needs no name, is kept in memory only and ends with the Runtime. `system` is the system
         prompt of a new conversation. `read_only` opens a kept conversation for its history alone: when
-        another process uses the data directory or another model made it. Raises ConversationError if the
+        another process uses the data directory or another model made it. `keep=False` goes on in memory only from
+        what is kept, for where `degraded` is set: a copy, not shared. Raises ConversationError if the
         conversation belongs to another model, and StoreError if the data directory is in use elsewhere.
         """
         self._worker.check_usable()
@@ -126,6 +128,8 @@ class Runtime:
             if read_only:
                 refusal = f"conversation {name!r} was opened to be read only"
                 return self._open_kept(name or "", refusal=refusal)
+            if name is not None and not private and not keep:
+                return self._open(name, False, system=system, keep=False)
             if name is None and not private:
                 raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
             key = (f"private {next(self._unnamed)}" if name is None else name, private)
@@ -222,16 +226,16 @@ class Runtime:
         if key in self._forgetting:
             raise ConversationError(f"conversation {key[0]!r} is being forgotten; try again when it is gone")
 
-    def _open(self, name: str, private: bool, *, system: str | None) -> Conversation:
+    def _open(self, name: str, private: bool, *, system: str | None, keep: bool = True) -> Conversation:
         check_name(name)
         system = self.config.system if system is None else system
         front = self._worker.front
         meta = Meta(fingerprint=front.fingerprint, model=front.name, system=system)
-        if private:
-            identity = Identity(name, os.urandom(SEQUENCE_ID_BYTES), meta)
-            return self._assemble(identity, private=True)
-        library = self._writable_library()
-        found = library.find(name)
+        library = None if private else self._writable_library() if keep else self._library
+        found = None if library is None else library.find(name)
+        if found is None and (private or not keep):
+            return self._assemble(Identity(name, os.urandom(SEQUENCE_ID_BYTES), meta), private=True)
+        assert library is not None, "only what needs none goes without transcripts"
         if found is None:
             if library.num_damaged():
                 self._worker.add_notice(
@@ -245,6 +249,9 @@ class Runtime:
                 f"({found.meta.fingerprint.hex()[:8]}), this is {front.name} ({front.fingerprint.hex()[:8]}): "
                 "start with that model (--model), or take a new name; its text stays readable"
             )
+        if not keep:
+            copy = Identity(name, os.urandom(SEQUENCE_ID_BYTES), found.meta)
+            return self._assemble(copy, private=True, journal=UnkeptJournal(library.journal(name)))
         return self._assemble(found, private=False)
 
     def _open_kept(self, name: str, *, refusal: str) -> Conversation:
@@ -256,10 +263,12 @@ class Runtime:
         assert found is not None, "it was required a line above"
         return self._assemble(found, private=False, refusal=refusal)
 
-    def _assemble(self, identity: Identity, *, private: bool, refusal: str | None = None) -> Conversation:
+    def _assemble(
+        self, identity: Identity, *, private: bool, refusal: str | None = None, journal: Journal | None = None
+    ) -> Conversation:
         library = self._library
         assert private or library is not None, "only private conversations do without transcripts"
-        journal: Journal = PrivateJournal()
+        journal = journal or PrivateJournal()
         if library is not None and not private:
             rebuild = self._rebuild_of(identity)
             journal = library.journal(identity.name, read_only=refusal is not None, rebuild=rebuild)

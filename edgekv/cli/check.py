@@ -12,7 +12,7 @@ import typer
 
 from edgekv.checkup import check_up
 from edgekv.cli.options import Given, with_options
-from edgekv.cli.output import format_bytes, write_json
+from edgekv.cli.output import format_bytes, printable, write_json
 from edgekv.cli.passphrase import asker
 from edgekv.conversation.unlock import Unlock
 from edgekv.errors import StoreError
@@ -63,22 +63,22 @@ def _show(checkup: Checkup) -> None:
         name = (
             conversation.name if conversation.name is not None else f"(number {conversation.id}, unreadable)"
         )
-        sys.stdout.write(f"{conversation.state:<13} conversation {name}: {conversation.num_turns} turns\n")
+        _line(f"{conversation.state:<13} conversation {name}: {conversation.num_turns} turns")
     _show_segments(found)
     for note in found.notes:
-        sys.stdout.write(f"note: {note}\n")
+        _line(f"note: {note}")
     for problem in found.problems:
-        sys.stdout.write(f"problem: {problem.file} at {problem.offset}: {problem.reason}\n")
+        _line(f"problem: {problem.file} at {problem.offset}: {problem.reason}")
     for line in checkup.done:
-        sys.stdout.write(f"fixed: {line}\n")
+        _line(f"fixed: {line}")
     for problem in checkup.left.problems if checkup.left is not None else []:
-        sys.stdout.write(f"left: {problem.file} at {problem.offset}: {problem.reason}\n")
+        _line(f"left: {problem.file} at {problem.offset}: {problem.reason}")
     records = sum(len(segment.records) for segment in found.segments)
     total = format_bytes(sum(segment.num_bytes for segment in found.segments))
     verdict = "clean" if checkup.is_clean else "problems were found"
-    sys.stdout.write(
+    _line(
         f"{verdict}: {len(found.conversations)} conversations, {len(found.segments)} segments, {records} records, "
-        f"{total}\n"
+        f"{total}"
     )
 
 
@@ -86,15 +86,18 @@ def _show_segments(found: Checked) -> None:
     for segment in found.segments:
         name = found.names.get(segment.sequence_id.hex(), segment.sequence_id.hex()[:8])
         why = f" ({segment.reason})" if segment.reason else ""
-        sys.stdout.write(
-            f"{segment.state:<13} {segment.file}, {format_bytes(segment.num_bytes)}, of {name}{why}\n"
-        )
+        _line(f"{segment.state:<13} {segment.file}, {format_bytes(segment.num_bytes)}, of {name}{why}")
         for record in segment.records:
             why = f" ({record.reason})" if record.reason else ""
-            sys.stdout.write(
+            _line(
                 f"  {record.state:<13} record {record.number} at {record.offset}: {record.num_bytes} bytes, "
-                f"{record.num_leaves} leaves{why}\n"
+                f"{record.num_leaves} leaves{why}"
             )
+
+
+def _line(text: str) -> None:
+    """Names of files are as others chose them."""
+    sys.stdout.write(printable(text) + "\n")
 
 
 def _show_progress() -> Callable[[int, int], None]:

@@ -16,7 +16,7 @@ from edgekv.cli import keep
 from edgekv.cli.check import check
 from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
-from edgekv.cli.output import format_bytes, result_object, write_json
+from edgekv.cli.output import format_bytes, printable, result_object, write_json
 from edgekv.cli.passphrase import asker
 from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
 from edgekv.conversation.kept import forget_kept, kept_conversations, require_kept
@@ -72,7 +72,8 @@ def run(
         raise ConfigError("the prompt is empty")
     private = private or conversation is None
     with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
-        chat = runtime.conversation(conversation, private=private)
+        # A second process answers too; a notice says that it keeps nothing, and why.
+        chat = runtime.conversation(conversation, private=private, keep=runtime.degraded is None)
         with chat.stream(text) as stream:
             result, stopped = _show(stream, quiet=as_json)
     if as_json:
@@ -146,7 +147,8 @@ def conversations(given: Given, as_json: AsJson = False) -> None:
         mark = "  [damaged]" if info.is_damaged else ""
         if info.forgotten_tokens:
             mark += f"  [{info.forgotten_tokens:,} tokens to be computed again: {info.forgotten_why}]"
-        sys.stdout.write(f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model}){mark}\n")
+        line = f"{used}  {info.num_turns:>5} turns  {info.name}  ({info.model}){mark}"
+        sys.stdout.write(printable(line) + "\n")
 
 
 @app.command()

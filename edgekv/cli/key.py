@@ -56,8 +56,8 @@ def recover(given: Given, as_json: AsJson = False) -> None:
         sys.stderr.write("Recovery code: ")
         sys.stderr.flush()
     code = sys.stdin.readline()
-    kind = master.recover(config.data_dir, code, Unlock.of(config, asker()))
-    _tell("recovered", kind, "the same recovery code stays good", as_json=as_json)
+    done = master.recover(config.data_dir, code, Unlock.of(config, asker()))
+    _tell("recovered", done, "the same recovery code stays good", as_json=as_json)
 
 
 @app.command()
@@ -66,13 +66,15 @@ def rotate(given: Given, as_json: AsJson = False) -> None:
     """Replace the master key; --key-protection also changes what protects it. Asks for a new passphrase."""
     config = given.config()
     unlock = Unlock.of(config, asker())
-    new = os.environ.get(NEW_PASSPHRASE_VARIABLE) or asker() or unlock.passphrase
-    kind = master.rotate(config.data_dir, unlock, config.key_protection, new)
-    _tell("rotated", kind, "an earlier recovery code is useless now: `edgekv key export`", as_json=as_json)
+    new = os.environ.get(NEW_PASSPHRASE_VARIABLE) or None
+    done = master.rotate(config.data_dir, unlock, config.key_protection, new, ask=asker())
+    _tell("rotated", done, "an earlier recovery code is useless now: `edgekv key export`", as_json=as_json)
 
 
-def _tell(what: str, kind: str, then: str, *, as_json: bool) -> None:
+def _tell(what: str, done: master.Protected, then: str, *, as_json: bool) -> None:
     if as_json:
-        write_json({what: True, "protection": kind})
-    else:
-        sys.stderr.write(f"{what}; protected by: {kind}; {then}\n")
+        write_json({what: True, "protection": done.kind, "notices": done.notices})
+        return
+    sys.stderr.write(f"{what}; protected by: {done.kind}; {then}\n")
+    for notice in done.notices:
+        sys.stderr.write(f"edgekv: {notice}\n")

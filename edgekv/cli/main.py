@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 import typer
 
 from edgekv.cli.commands import app, failure_code
-from edgekv.cli.output import write_json
+from edgekv.cli.output import printable, write_json
 from edgekv.cli.signals import EXIT_FAILURE, EXIT_PIPE, EXIT_USAGE, ReaderGone, Terminated, exit_code, install
 from edgekv.config import load_config
 from edgekv.errors import ConfigError, EdgeKVError
@@ -81,7 +81,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _report(kind: str, message: str, *, as_json: bool, quiet: bool = False) -> None:
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if as_json:
         try:
             write_json({"error": {"type": kind, "message": line}})

@@ -21,6 +21,11 @@ def write_json(value: object) -> None:
     sys.stdout.flush()
 
 
+def printable(text: str) -> str:
+    """`text` on one line, whatever could move a cursor or hide something shown as its code."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def result_object(result: Result) -> dict[str, object]:
     """What `run --json` prints of an answer."""
     return {

@@ -66,6 +66,17 @@ class PrivateJournal:
         """Memory only."""
 
 
+class UnkeptJournal(PrivateJournal):
+    """Begins with what another journal kept, and keeps nothing more."""
+
+    def __init__(self, kept: Journal) -> None:
+        self._kept = kept
+
+    def load(self, tree: TurnTree) -> None:
+        """Raises StoreError where a turn is damaged."""
+        self._kept.load(tree)
+
+
 def decode_meta(blob: bytes, name: str) -> Meta:
     """The stored description of conversation `name`; StoreError if it makes no sense."""
     try:

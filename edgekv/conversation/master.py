@@ -9,8 +9,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgekv.config import NEW_PASSPHRASE_VARIABLE
 from edgekv.conversation.journal import translated
-from edgekv.errors import StoreError
+from edgekv.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,13 @@ class Told(NamedTuple):
     is_fine: bool = True
 
 
+class Protected(NamedTuple):
+    """What protects the keys now (keyring, passphrase or file), and what a person should know, a line each."""
+
+    kind: str
+    notices: tuple[str, ...]
+
+
 @contextmanager
 def _opened(path: Path, unlock: Unlock) -> Iterator[KeyChain]:
     from edgekv_storage import DataDir, KeyChain, look_at_protection  # noqa: PLC0415  numpy comes with it
@@ -56,27 +64,44 @@ def export_code(path: Path, unlock: Unlock) -> str:
 
 
 def rotate(
-    path: Path, unlock: Unlock, protection: Protection, new_passphrase: Callable[[str], str] | str | None
-) -> str:
-    """A new master key for the same data; the old one and its recovery code end. Returns what protects it."""
+    path: Path,
+    unlock: Unlock,
+    protection: Protection,
+    new_passphrase: str | None = None,
+    *,
+    ask: Callable[[str], str] | None = None,
+) -> Protected:
+    """A new master key for the same data; the old one and its recovery code end.
+
+    `ask` is for a new passphrase where one is needed and none is given; without it the old one stays. Raises
+    ConfigError for a new passphrase that nothing would use.
+    """
     from edgekv_storage import Unlocking  # noqa: PLC0415  numpy comes with it
 
     with _opened(path, unlock) as chain:
-        chain.rotate(protection, Unlocking(new_passphrase, unlock.key_file))
-        return chain.kind
+        kind = chain.kind if protection == "auto" else protection
+        if new_passphrase is not None and kind != "passphrase":
+            raise ConfigError(
+                f"a new passphrase was given ({NEW_PASSPHRASE_VARIABLE}), and the key would be protected by: "
+                f"{kind}; add --key-protection passphrase, or leave the passphrase out"
+            )
+        given = new_passphrase or ask or unlock.passphrase
+        chain.rotate(protection, Unlocking(given, unlock.key_file))
+        return Protected(chain.kind, tuple(chain.notices))
 
 
-def recover(path: Path, code: str, unlock: Unlock) -> str:
-    """Open the keys with a recovery code and protect them anew. Returns what protects them."""
-    from edgekv_storage import DataDir, KeyChain  # noqa: PLC0415  numpy comes with it
+def recover(path: Path, code: str, unlock: Unlock) -> Protected:
+    """Open the keys with a recovery code and protect them anew."""
+    from edgekv_storage import DataDir, KeyChain, look_at_protection  # noqa: PLC0415  numpy comes with it
 
-    if not path.is_dir():
-        raise StoreError(f"{path} is not there; put the data back first, then recover its key")
+    with translated():
+        if not path.is_dir() or look_at_protection(path) is None:  # nothing is made in a foreign folder
+            raise StoreError(f"{path} has no keys.db; put the data back first, then recover its key")
     with translated(), DataDir.open(path) as data_dir:
         chain = KeyChain.recover(
             data_dir, code, protection=unlock.protection, unlocking=unlock.storage_unlocking()
         )
-        return chain.kind
+        return Protected(chain.kind, tuple(chain.notices))
 
 
 def describe(config: Config) -> list[Told]:

@@ -27,6 +27,7 @@ _COPY_BYTES = 1 << 20
 _DATABASES = ("transcripts.db", "keys.db")
 _PLAIN = ("edgekv.toml",)
 _LAST = "meta.json"
+_BESIDE = frozenset({"models", "edgekv.log"})  # in a data directory that has no data yet
 
 
 class Copied(NamedTuple):
@@ -72,12 +73,13 @@ def back_up(source: Path, target: Path, *, with_kv: bool = False) -> Copied:
 def restore(source: Path, target: Path) -> Copied:
     """Puts the backup `source` into `target`, a new or empty folder; nothing is ever overwritten.
 
-    Raises Unwritable, UnknownFormat (no complete backup), KeysDamaged.
+    Model files and a log may lie there already: they are no data, and stay. Raises Unwritable, UnknownFormat
+    (no complete backup), KeysDamaged.
     """
     with _errors(source, target):
         _check_source(source)
         info = look(source)
-        with _new_folder(target):
+        with _new_folder(target, _BESIDE):
             names = [name for name in (*_DATABASES, *_PLAIN) if (source / name).exists()]
             for pattern in ("master-*.key", "seg-*.kv"):
                 names += sorted(path.name for path in source.glob(pattern))
@@ -94,9 +96,9 @@ def _check_source(source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[None]:
-    """Made 0700 where it is not there; emptied again if what is done in it fails."""
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+def _new_folder(target: Path, beside: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Made 0700 where it is not there; emptied again, but for `beside`, if what is done in it fails."""
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and _names(target) <= beside)):
         raise Unwritable(f"{target} is there and not an empty folder: choose another, nothing is overwritten")
     is_new = not target.exists()
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,10 +106,16 @@ def _new_folder(target: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        if not is_new:
-            target.mkdir(mode=0o700, exist_ok=True)
+        if is_new:
+            shutil.rmtree(target, ignore_errors=True)
+        for name in (_names(target) if target.is_dir() else set()) - beside:
+            with contextlib.suppress(OSError):
+                (target / name).unlink()
         raise
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -165,7 +173,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _copied(target: Path, protection: str | None, notices: list[str]) -> Copied:
-    sizes = [path.stat().st_size for path in target.iterdir()]
+    sizes = [(target / name).stat().st_size for name in _names(target) - _BESIDE]
     return Copied(len(sizes), sum(sizes), protection, notices)
 
 

@@ -5,6 +5,8 @@ import os
 import pty
 import select
 import shutil
+import sqlite3
+from contextlib import closing
 
 from edgekv.config import Config
 from edgekv.conversation.master import describe, export_code, rotate
@@ -37,7 +39,7 @@ def test_export_recover_rotate(edgekv, data_dir):
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert names(edgekv) == ["a"]
     done = edgekv("key", "rotate", "--json", "--key-protection", "passphrase", env=SECRET)
-    assert json.loads(done.stdout) == {"rotated": True, "protection": "passphrase"}
+    assert json.loads(done.stdout) == {"rotated": True, "protection": "passphrase", "notices": []}
     assert "EDGEKV_PASSPHRASE" in edgekv("conversations").stderr
     assert "earlier key" in edgekv("key", "recover", stdin=f"{code}\n").stderr
     new = edgekv("key", "rotate", env=SECRET | {"EDGEKV_NEW_PASSPHRASE": "battery staple"})
@@ -132,3 +134,34 @@ def test_a_person_is_asked_unseen(edgekv, data_dir):
     assert (code, "hello there" in seen, "hunter2" in seen) == (0, True, False), seen
     code, seen = type_into(["conversations"], "wrong", "hunter2")
     assert (code, "(fake)" in seen, "hunter2" in seen) == (0, True, False), seen
+
+
+def test_a_new_passphrase_that_nothing_uses_is_refused(edgekv, data_dir):
+    """Guards EDGEKV_NEW_PASSPHRASE: `key rotate` ignored it under a key file, and the person believed in it."""
+    edgekv("run", "hi", "-c", "a")
+    done = edgekv("key", "rotate", env={"EDGEKV_NEW_PASSPHRASE": "battery staple"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "--key-protection passphrase" in done.stderr
+    assert (data_dir / "master-1.key").exists(), "nothing was changed"
+
+
+def test_a_wrong_code_makes_nothing_in_a_foreign_folder(edgekv, data_dir):
+    """Guards `key recover` with a wrong --data-dir: it left LOCK and meta.json there."""
+    data_dir.mkdir()
+    (data_dir / "notes.txt").write_text("mine")
+    done = edgekv("key", "recover", stdin="x\n")
+    assert (done.returncode, "has no keys.db" in done.stderr) == (1, True)
+    assert [path.name for path in data_dir.iterdir()] == ["notes.txt"]
+
+
+def test_an_old_key_file_that_stays_is_told(edgekv, data_dir):
+    """Guards rotate: the old key file could not be removed, and nobody was told."""
+    edgekv("run", "hi", "-c", "a")
+    (data_dir / "master-1.key").chmod(0o600)
+    with closing(sqlite3.connect(data_dir / "keys.db")) as db, db:
+        db.execute("INSERT INTO strays VALUES (9, 'file', ?)", (json.dumps({"path": "x" * 300}),))
+    done = edgekv("key", "rotate", "--json")
+    assert done.returncode == 0, done.stderr
+    (notice,) = json.loads(done.stdout)["notices"]
+    assert "an earlier master key could not be removed" in notice
+    assert "x" * 300 in notice

@@ -1,6 +1,7 @@
 """`edgekv run` and its relatives as a person or a program meets them: streams, exit codes, signals."""
 
 import json
+import os
 import signal
 import sqlite3
 from contextlib import closing
@@ -155,13 +156,20 @@ def test_killed_in_mid_turn_the_message_is_there_and_the_chat_goes_on(edgekv, da
     assert [turn.user for turn in kept_turns(data_dir, "a")] == ["first", "second"]
 
 
-def test_a_second_process_on_the_same_data(edgekv):
-    """Guards two at once: a kept conversation is refused by one clear line, an unkept answer works."""
+def test_a_second_process_on_the_same_data(edgekv, data_dir):
+    """Guards two at once: the second answers, goes on from what is kept, keeps nothing and says so."""
     first = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
     read_until(first.stdout, "word")
-    refused = edgekv("run", "more", "-c", "a")
-    assert refused.returncode == 1
-    assert f"in use by process {first.pid}" in refused.stderr
+    for name, tokens in (("a", 40), ("new", 20)):  # "a" begins with the question under way
+        second = edgekv("run", "more", "-c", name, "--json")
+        answer = json.loads(second.stdout)
+        assert (second.returncode, answer["text"]) == (0, "hello there"), second.stderr
+        assert answer["usage"]["prompt_tokens"] > tokens
+        assert [
+            f"nothing is kept on disk: {data_dir} is in use by process {first.pid}" in n
+            for n in answer["notices"]
+        ] == [True]
+    assert [turn.user for turn in kept_turns(data_dir, "a")] == ["tell"]
     unkept = edgekv("run", "hi")
     assert (unkept.returncode, unkept.stdout) == (0, "hello there\n")
     assert unkept.stderr == ""
@@ -260,3 +268,12 @@ def test_chat_goes_on_privately_when_the_data_is_in_use(edgekv):
     second = edgekv("chat", "a", stdin="hi\n")
     assert (second.returncode, second.stdout) == (0, "hello there\n")
     assert "not kept" in second.stderr
+
+
+def test_a_log_that_is_a_pipe_is_not_waited_for(edgekv, data_dir):
+    """Guards an internal error beside a planted edgekv.log: the program hung, deaf to signals."""
+    data_dir.mkdir(exist_ok=True)
+    os.mkfifo(data_dir / "edgekv.log")
+    done = edgekv("run", "hi", error=None, answer=7)
+    assert (done.returncode, "internal error" in done.stderr) == (1, True), done.stderr
+    assert "--debug shows where" in done.stderr

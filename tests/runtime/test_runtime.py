@@ -168,11 +168,17 @@ def test_a_second_runtime_degrades_and_says_so_once(open_runtime):
     assert [turn.user for turn in kept.history()] == ["one"]
     with pytest.raises(ConversationError, match="read only"):
         kept.send("two")
+    unkept = second.conversation("a", keep=False)
+    assert unkept.private
+    assert "in use by process" in unkept.send("two").notices[0]
+    assert [turn.user for turn in unkept.history()] == ["one", "two"]
+    assert [turn.user for turn in first.conversation("a").history()] == ["one"]
+    assert len(second.conversation("a", read_only=True).history()) == 1, "nothing was kept"
     with pytest.raises(StoreError):
         second.forget("a")
     private = second.conversation(private=True)
     notices = [[e for e in private.stream(text) if isinstance(e, Notice)] for text in ("x", "y")]
-    assert [len(found) for found in notices] == [1, 0]
+    assert [len(found) for found in notices] == [0, 0], "it was said by the first answer"
     assert "nothing is kept" in notices[0][0].message
 
 

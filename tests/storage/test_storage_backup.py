@@ -178,3 +178,24 @@ def test_a_backup_under_a_keyring_needs_the_recovery_code(data_dir, tmp_path, mo
         KeyChain.recover(directory, code, protection="file")
     assert text_of(tmp_path / "new") == {"trip": []}
     assert issubclass(KeyUnavailable, StorageError)
+
+
+def test_models_and_a_log_do_not_stop_a_restore(filled, tmp_path):
+    """Guards the default directory: once models/ lay there nothing could be restored, and a failure took it."""
+    source, _ = filled
+    backup.back_up(source, tmp_path / "safe")
+    target = tmp_path / "new"
+    (target / "models").mkdir(parents=True)
+    (target / "models" / "m.gguf").write_bytes(b"weights")
+    whole = (tmp_path / "safe" / "keys.db").read_bytes()
+    (tmp_path / "safe" / "master-1.key").rename(tmp_path / "key")
+    (tmp_path / "safe" / "master-1.key").symlink_to(tmp_path / "key")
+    with pytest.raises(Unwritable):
+        backup.restore(tmp_path / "safe", target)
+    assert [path.name for path in target.rglob("*")] == ["models", "m.gguf"]
+    (tmp_path / "key").replace(tmp_path / "safe" / "master-1.key")
+    backup.restore(tmp_path / "safe", target)
+    assert (target / "keys.db").read_bytes() == whole
+    assert text_of(target) == {"trip": [b"hello"]}
+    with pytest.raises(Unwritable, match="not an empty folder"):
+        backup.restore(tmp_path / "safe", target)

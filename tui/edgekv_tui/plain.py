@@ -47,7 +47,7 @@ def run(runtime: Runtime, name: str, *, private: bool = False) -> int:
 
 
 def _open(runtime: Runtime, name: str, *, private: bool) -> Conversation:
-    """The conversation, or a private one where the disk is not to be had: the chat goes on."""
+    """The conversation, or a private copy of it where it cannot be kept: the chat goes on."""
     try:
         return runtime.conversation(name, private=private)
     except StoreError as error:
@@ -55,7 +55,7 @@ def _open(runtime: Runtime, name: str, *, private: bool) -> Conversation:
             raise
         _say(f"{error}")
         _say("this chat is private: it is not kept")
-        return runtime.conversation(private=True)
+        return runtime.conversation(name, keep=False)
 
 
 class PlainChat:

@@ -21,7 +21,7 @@ from edgekv_storage.check.texts import (
     check_transcripts,
 )
 from edgekv_storage.datadir import DataDir
-from edgekv_storage.errors import StorageError
+from edgekv_storage.errors import KeyUnavailable, StorageError
 from edgekv_storage.files import SegmentFile
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.segments.format import LEAF_TOKENS
@@ -145,7 +145,11 @@ def _check_texts(directory: DataDir, keys: Keys | None, checked: Checked) -> Non
         with Transcripts.open(directory, keys) as transcripts:
             checked.conversations, notices = check_transcripts(transcripts)
     except StorageError as error:
-        checked.problems.append(Problem("transcripts.db", 0, str(error)))
+        if isinstance(error, KeyUnavailable) and not os.path.lexists(path / "keys.db"):
+            reason = "it is missing, and the conversations are sealed with its keys: restore it from a backup"
+            checked.problems.append(Problem("keys.db", 0, reason))
+        else:
+            checked.problems.append(Problem("transcripts.db", 0, str(error)))
         return
     checked.problems += [Problem("transcripts.db", 0, reason) for reason in notices]
     for found in checked.conversations:

@@ -27,6 +27,7 @@ from edgekv_storage.keychain.recovery import MASTER_BYTES, decode_recovery, enco
 from edgekv_storage.keychain.unlocking import KINDS, RECOVER, Place, Unlocking
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from edgekv_storage.datadir import DataDir
@@ -133,6 +134,7 @@ class KeyChain:
                 return None
             key = self._unwrap(row)
             if key is None:
+                self._require_present_master()
                 self.notices.append(_damaged(sequence_id))
                 return None
             self._open[sequence_id] = key
@@ -255,12 +257,25 @@ class KeyChain:
             rewrapped = [_wrap(wrapper, sequence_id, key) for sequence_id, key in keys]
             self._table.put_master(master, rewrapped, recovery_told)  # from here on the new one counts
             self._master, self._secret, self._wrapper, self._rows = master, secret, wrapper, None
-            self._tidy()
+            self._tidy(KINDS)
 
-    def _tidy(self) -> None:
-        """Remove secrets that are not in use: replaced ones, and those of attempts that were cut off."""
+    def _tidy(self, tell_of: Collection[str] = ("file",)) -> None:
+        """Remove secrets that are not in use: replaced ones, and those of attempts that were cut off.
+
+        `tell_of`: kinds whose secrets are worth a notice when they stay; each start tries again.
+        """
         if self.directory.is_writable:
-            _remove_strays(self._table, self.directory.path, self._master.generation)
+            left = _remove_strays(self._table, self.directory.path, self._master.generation)
+            self.notices += [told for kind, told in left if kind in tell_of and told not in self.notices]
+
+    def _require_present_master(self) -> None:
+        """Raises KeyUnavailable where another process has replaced the master key: nothing is damaged then."""
+        found = None if self.directory.is_writable else self._table.master()
+        if found is not None and found.generation != self._master.generation:
+            raise KeyUnavailable(
+                f"the master key of {self.directory.path} was replaced meanwhile (`edgekv key rotate`): end this "
+                "program and start it again"
+            )
 
     def _row(self, sequence_id: bytes) -> Wrapped | None:
         """Only the lock's holder writes rows, so what it read stays true; a reader looks again."""
@@ -333,11 +348,16 @@ def _keep(
     return Master(generation, kind, parameters, _proof(secret, place), time.time())
 
 
-def _remove_strays(table: KeyTable, directory: Path, current: int) -> None:
+def _remove_strays(table: KeyTable, directory: Path, current: int) -> list[tuple[str, str]]:
+    """Kind and a line about each that could not be removed."""
+    left = []
     for generation, kind, parameters in table.strays():
         place = Place(directory, table.about().store_id, generation)
         if generation == current or protectors.discard(kind, parameters, place):
             table.drop_stray(generation)
+        else:
+            left.append((kind, protectors.left_behind(kind, parameters, place)))
+    return left
 
 
 def _wrapper(secret: bytes) -> AESGCM:

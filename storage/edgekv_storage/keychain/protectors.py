@@ -77,6 +77,15 @@ def discard(kind: str, parameters: str, place: Place) -> bool:
     return False
 
 
+def left_behind(kind: str, parameters: str, place: Place) -> str:
+    """A line about a master key that `discard` could not remove."""
+    where = str(key_path(parameters, place)) if kind == "file" else f"the keyring ({place.account})"
+    return (
+        f"an earlier master key could not be removed from {where}: it still opens older copies of keys.db; "
+        "remove it by hand"
+    )
+
+
 def expected_parameters(kind: Kind, place: Place, unlocking: Unlocking) -> str:
     """What `keep` is about to use, noted before, so that a cut-off attempt can be cleaned up."""
     if kind != "file":
