@@ -119,6 +119,8 @@ INLINE void FN(weigh)(const int16_t *q, const uint8_t *step, int D, int G, long 
 /* What a block's work on one kv head shares */
 typedef struct {
     const uint8_t *rows[ROWS]; /* this kv head's part */
+    const uint8_t *next[ROWS]; /* what is read after it, asked for meanwhile: no hardware guesses it */
+    long ahead;                /* bytes of each to ask for */
     int count, is_new[ROWS];   /* whether a row is turned otherwise than the one before */
     float most[256];           /* the block's largest step in each dimension */
     const float *cos, *sin;    /* [ROWS][dim], valid where is_new */
@@ -150,6 +152,7 @@ INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float
     }
     for (int c = 0; c < b->count; c++) {
         const uint8_t *row = b->rows[c];
+        for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i);
         if (b->is_new[c])
             for (int g = 0; g < G; g++) {
                 const float *query = q + g * D;
@@ -229,6 +232,7 @@ INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float
         vf dot[4] = {{0}};
         if (c < b->count) {
             const uint8_t *row = b->rows[c];
+            for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i);
             const int8_t *least = (const int8_t *)row + 8;
             float scale[2];
             memcpy(scale, row, 8);
@@ -265,6 +269,10 @@ INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float
     }
 }
 
+INLINE const uint8_t *FN(row_at)(const score_job *job, long i) {
+    return job->rows + (job->columns ? job->columns[i] : job->first + i) * job->width;
+}
+
 /* blocks begin to end - 1, for every query and head */
 INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, int is_node) {
     long group = job->heads / job->kv_heads, heads = job->queries * job->heads, size = job->width / job->kv_heads;
@@ -277,13 +285,18 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
         for (int c = 0; c < b.count; c++) {
             long i = block * ROWS + c, at = job->columns ? job->columns[i] : job->first + i;
             const float *turn = job->turns ? job->turns + at * job->turn_step * job->turn_width : NULL;
-            rows[c] = job->rows + at * job->width;
+            rows[c] = FN(row_at)(job, i);
             b.is_new[c] = c == 0 || (turn && memcmp(turn, before, (size_t)job->turn_width * 4) != 0);
             if (turn && b.is_new[c]) FN(spread)(turn, D, job->turn_width, job->interleaved, cos + c * D, sin + c * D);
             before = turn;
         }
         for (long h = 0; h < job->kv_heads; h++) {
-            for (int c = 0; c < b.count; c++) b.rows[c] = rows[c] + h * size;
+            for (int c = 0; c < b.count; c++) {
+                long after = (block + 1) * ROWS + c;
+                b.rows[c] = rows[c] + h * size;
+                b.next[c] = h + 1 < job->kv_heads ? b.rows[c] + size
+                            : block + 1 < end && after < job->count ? FN(row_at)(job, after) : b.rows[c];
+            }
             if (!is_node) {
                 for (int d = 0; d < D; d += 16) {
                     typedef uint8_t v16 __attribute__((vector_size(16)));
@@ -300,6 +313,7 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
             for (long t = 0; t < job->queries; t++)
                 for (long g = 0; g < group; g += 4) {
                     long head = t * job->heads + h * group + g;
+                    b.ahead = t == 0 && g == 0 ? size : 0;
                     const float *q = job->q + t * job->q_stride + (h * group + g) * D;
                     const float *partner = job->turns ? job->partners + head * D : NULL;
                     float *sums = job->sums + (block * heads + head) * ROWS;
