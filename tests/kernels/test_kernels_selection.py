@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from edgekv_kernels import (
+    candidate_columns,
     forced,
     leaf_bounds,
     node_bounds,
@@ -111,7 +112,7 @@ def test_turned_queries(form, worst, style, width):
     mass = score_leaves(q, keys, columns, 0, 0, 0.15, turns, style)
     chosen = columns.long()
     assert worst(mass, expected_mass(q, keys[chosen], 0.15, turns[chosen], style)) < MASS_BOUND
-    alone = score_nodes(q, nodes, 0, len(nodes), 0.15, turns, style)
+    alone = score_nodes(q, nodes, 0, len(nodes), 0.15, turns, style, alpha=0.5)
     assert worst(alone, expected_promise(q, nodes, 0.15, 0.5, turns[::8][: len(nodes)], style)) < 1e-4
 
 
@@ -206,6 +207,8 @@ def test_the_cascade(form):
     candidates = [
         c for c in range(first, last) if c // 8 in best_nodes or c < 8 or c >= 96 or c in extra.tolist()
     ]
+    columns = candidate_columns(q, nodes, first, last, 0.15, 32, extra)
+    assert columns.tolist() == candidates
     scores = score_leaves(q, keys, torch.tensor(candidates, dtype=torch.int32), 0, 0, 0.15)
     expected = [candidates[i] for i in scores.topk(budget).indices.sort().values.tolist()]
     out = torch.empty(budget, dtype=torch.int32)
