@@ -176,7 +176,9 @@ def _read_meta(path: Path) -> str | None:
     """The directory's id, None where there is no meta.json. Raises UnknownFormat, OSError."""
     try:
         meta = json.loads(read_private(path / "meta.json", _MOST_META_BYTES))
-        found, directory_id = meta["format"], str(uuid.UUID(meta["uuid"]))
+        found, directory_id = meta["format"], str(meta["uuid"])
+        if found == FORMAT:  # what others call their directories is not ours to judge
+            directory_id = str(uuid.UUID(directory_id))
     except FileNotFoundError:
         if not path.is_dir():
             raise
