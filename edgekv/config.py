@@ -87,6 +87,17 @@ class Config:
     budget: Annotated[int, msgspec.Meta(ge=128)] = _option(
         1024, "Tokens that selected attention reads per layer and step (1024).", "TOKENS"
     )
+    prefill_budget: Annotated[int, msgspec.Meta(ge=128)] = _option(
+        3072,
+        "Tokens of the past that a block of new ones reads per layer under selected attention (3072).",
+        "TOKENS",
+    )
+    window: Annotated[int, msgspec.Meta(ge=64)] | None = _option(
+        None,
+        "How many of the budget's tokens are the latest ones. Default: an eighth of --budget, two thirds of "
+        "--prefill-budget.",
+        "TOKENS",
+    )
     selection: Literal["cascade", "window"] = _option(
         "cascade", "How selected attention chooses what to read; see docs/selection.md (cascade).", "METHOD"
     )
@@ -160,6 +171,8 @@ class Options(TypedDict, total=False):
     disk_budget: int | str
     attention: Literal["auto", "exact", "selected"]
     budget: int | str
+    prefill_budget: int | str
+    window: int | None
     selection: Literal["cascade", "window"]
     weights: Literal["auto", "compact", "fast"]
     threads: int | None

@@ -142,8 +142,9 @@ def assemble(
 def _selected_attention(config: Config, decoder: Decoder, residency: Residency) -> SelectedAttention:
     layout = VirtualLayout(decoder.rope, decoder.config.context_length)
     selector = SELECTORS[config.selection]()
-    budget = Budget.of(config.budget)
-    return SelectedAttention(residency, selector, layout, budget, decoder.config.head_dim**-0.5)
+    decode = Budget.of(config.budget, config.window or config.budget // 8)
+    prefill = Budget.of(config.prefill_budget, config.window or config.prefill_budget * 2 // 3)
+    return SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)
 
 
 def prefill_cost(config: ModelConfig) -> PrefillCost:

@@ -1,5 +1,8 @@
 """Virtual positions: where far columns seem to lie once a conversation is longer than the trained window.
 
+Columns within the window keep their distance: at one distance for all, KL to full attention over 6,000 tokens rose
+from 0.002 to 0.2 nats. Farther ones share one distance in the window's middle: at its edge a passkey was missed.
+
 Keys are stored rotated at their absolute positions, and rotations form a group: turning the query by the
 opposite angle is the same as moving the key, so no stored byte changes. Knows positions only.
 """
@@ -16,7 +19,8 @@ if TYPE_CHECKING:
     from edgekv.models.rope import Rope
 
 STEP_TOKENS = 512  # a layout stays fixed for so many tokens, so that a turn sees one layout
-MARGIN_TOKENS = STEP_TOKENS + LEAF_TOKENS
+MARGIN_TOKENS = STEP_TOKENS + 2 * LEAF_TOKENS
+SINK_TOKENS = LEAF_TOKENS
 
 
 class VirtualLayout:
@@ -48,6 +52,7 @@ class VirtualLayout:
             true = columns * LEAF_TOKENS
             is_far = true < end - self._reach
             virtual = torch.where(is_far, end - self._distance, true)
+            virtual[0] = max(0, end - self._reach - SINK_TOKENS)  # the sink is behind all others
             cos, sin = self._rope.turn(true - virtual)
             self._turns, self._end = torch.cat([cos, sin], dim=1), end
         assert len(self._turns) > num_columns

@@ -46,12 +46,12 @@ class Runner:
         self.selected = selected
         self._exact = ExactAttention(residency, decoder.config.head_dim**-0.5)
 
-    def selects(self, num_tokens: int) -> bool:
-        """Whether a pass that ends at `num_tokens` tokens attends to a budget only."""
+    def selects(self, num_tokens: int, count: int = 1) -> bool:
+        """Whether a pass over `count` tokens that ends at `num_tokens` attends to a budget only."""
         if self.attention == "exact" or self.selected is None:
             return False
         if self.attention == "selected":
-            return not self.selected.reads_all(num_tokens)
+            return not self.selected.reads_all(num_tokens - count, count)
         longest = min(self.decoder.config.context_length, self.residency.device_tokens)
         return num_tokens > longest
 
@@ -64,7 +64,7 @@ class Runner:
             DamagedColumns: leaves on disk turned out damaged; the sequence is as it was before the call.
         """
         start, count = sequence.num_tokens, len(token_ids)
-        selects = self.selects(start + count)
+        selects = self.selects(start + count, count)
         method = self.selected if selects else self._exact
         assert method is not None
         attend = method.begin(sequence, count, arrivals)
@@ -83,7 +83,7 @@ class Runner:
         """Of a context of `num_tokens`: how many columns at its end must be in memory, None for all."""
         if self.selected is None or not self.selects(num_tokens):
             return None
-        return self.selected.budget.window_columns
+        return self.selected.window_columns
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""

@@ -24,28 +24,44 @@ if TYPE_CHECKING:
     from edgekv.engine.positions import VirtualLayout
     from edgekv.models.decoder import Attend
     from edgekv.policies.selection.selector import Selector
+    from edgekv.tiers.abstracts import Abstracts
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.residency import Residency
 
 SINK_COLUMNS = 1
 PROMOTED_STEPS = 8  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
+SAMPLE_PASSES = 64  # the mass that was kept is measured in one of so many decode passes
+FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
+MIN_WINDOW_COLUMNS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Columns that one step may read, the window's among them. A token more than the window may be attended
-    where the window's first column is cut.
-    """
+    """Columns that one step reads: the sink, the window's, and those that are chosen."""
 
     num_columns: int
     window_columns: int
 
     @classmethod
-    def of(cls, num_tokens: int) -> Budget:
-        """Of `num_tokens` unique tokens: an eighth, and at least 64 tokens, for the window."""
-        columns = max(2, num_tokens // LEAF_TOKENS)
-        return cls(columns, min(columns - SINK_COLUMNS, max(4, columns // 8)))
+    def of(cls, num_tokens: int, window_tokens: int) -> Budget:
+        """Of `num_tokens` unique tokens, `window_tokens` of them (64 at least) for the window."""
+        columns = max(SINK_COLUMNS + MIN_WINDOW_COLUMNS, num_tokens // LEAF_TOKENS)
+        window = max(MIN_WINDOW_COLUMNS, window_tokens // LEAF_TOKENS)
+        return cls(columns, min(columns - SINK_COLUMNS, window))
+
+    @property
+    def num_choices(self) -> int:
+        """Columns that are chosen."""
+        return self.num_columns - self.window_columns - SINK_COLUMNS
+
+    def first_window(self, start: int) -> int:
+        """The window's first column in a pass that begins at token `start`."""
+        return max(SINK_COLUMNS, start // LEAF_TOKENS + 1 - self.window_columns)
+
+    def reads_all(self, start: int) -> bool:
+        """Whether everything before token `start` fits."""
+        return self.first_window(start) - SINK_COLUMNS <= self.num_choices
 
 
 @dataclass(slots=True)
@@ -54,16 +70,25 @@ class AttentionTally:
 
     num_steps: int = 0
     num_tokens: int = 0
+    mass: float = 0.0
+    num_samples: int = 0
 
 
 class SelectedAttention:
-    """Makes the `attend` of passes that read a budget."""
+    """Makes the `attend` of passes that read a budget: `decode` for few tokens, `prefill` for blocks of many."""
 
     def __init__(
-        self, residency: Residency, selector: Selector, layout: VirtualLayout, budget: Budget, scale: float
+        self,
+        residency: Residency,
+        selector: Selector,
+        layout: VirtualLayout,
+        decode: Budget,
+        prefill: Budget,
+        scale: float,
     ) -> None:
-        self.budget = budget
         self.tally = AttentionTally()
+        self._decode = decode
+        self._prefill = prefill
         self._residency = residency
         self._selector = selector
         self._layout = layout
@@ -71,24 +96,28 @@ class SelectedAttention:
         self._style = layout.style
         self._owner: Sequence | None = None
         self._selected = 0
+        self._num_passes = 0
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
-        read = self._residency.promotion.promoted.take_bytes_read()
-        mean = tally.num_tokens / tally.num_steps if tally.num_steps else 0.0
-        return AttentionUse(mean_tokens=mean, promoted_bytes=read)
+        return AttentionUse(
+            mean_tokens=tally.num_tokens / tally.num_steps if tally.num_steps else 0.0,
+            mass_kept=tally.mass / tally.num_samples if tally.num_samples else None,
+            promoted_bytes=self._residency.promotion.promoted.take_bytes_read(),
+        )
 
-    def reads_all(self, start: int) -> bool:
-        """Whether a pass from token `start` on attends to everything before it, at its true distance."""
-        first_window = self._first_window(start)
-        return first_window - SINK_COLUMNS <= self._num_choices() and not self._layout.is_needed(start)
+    @property
+    def window_columns(self) -> int:
+        """Columns at the end that every pass reads."""
+        return self._decode.window_columns
 
-    def _first_window(self, start: int) -> int:
-        return max(SINK_COLUMNS, start // LEAF_TOKENS + 1 - self.budget.window_columns)
+    def reads_all(self, start: int, count: int) -> bool:
+        """Whether a pass over `count` tokens from `start` on attends to everything, at its true distance."""
+        return self._budget(count).reads_all(start) and not self._layout.is_needed(start + count)
 
-    def _num_choices(self) -> int:
-        return self.budget.num_columns - self.budget.window_columns - SINK_COLUMNS
+    def _budget(self, count: int) -> Budget:
+        return self._decode if count <= FEW_TOKENS else self._prefill
 
     def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
         """`attend` for a pass over the next `count` tokens of `sequence`.
@@ -105,15 +134,17 @@ class SelectedAttention:
         residency = self._residency
         residency.prepare(sequence, start + count, reads_all=False)
         promoted = residency.promotion.promoted
-        step = self.budget.num_columns + 1
+        budget = self._budget(count)
+        step = budget.num_columns + 1
         num_slots = PROMOTED_STEPS * step * sequence.directory.num_layers
         abstracts = residency.select_from(sequence, tail, num_slots, step)
         where = promoted.begin_pass(sequence)
         pool = promoted.tier.arena
         turns = self._layout.turns(tail, start + count)
-        first_window = self._first_window(start)
+        first_window = budget.first_window(start)
         fixed = self._fixed(start, first_window, with_tail=bool(offset) or count == 1)
-        num_choices = max(0, min(self._num_choices(), first_window - SINK_COLUMNS))
+        num_choices = max(0, min(budget.num_choices, first_window - SINK_COLUMNS))
+        samples = self._samples(count, abstracts)
         columns = torch.cat([torch.empty(num_choices, dtype=torch.int32), fixed])
         placed = num_choices  # where the fixed ones stand in `columns`
         in_tail = offset + (1 if count == 1 else 0)  # tokens of the last column, 0 where it is whole
@@ -135,6 +166,10 @@ class SelectedAttention:
                     columns[num_chosen : num_chosen + len(fixed)] = fixed
                     placed = num_chosen
                 listed = columns[: num_chosen + len(fixed)]
+                if samples:
+                    self._weigh(
+                        Step(layer, q, scale, range(tail), 0, abstracts, columns, turns, style), listed
+                    )
             slots = where[layer].index_select(0, listed)
             if promoted.is_partial:
                 slots = self._reach(layer, listed, slots)
@@ -151,6 +186,22 @@ class SelectedAttention:
             return out
 
         return attend
+
+    def _samples(self, count: int, abstracts: Abstracts) -> bool:
+        """Whether this pass is one of those whose kept mass is measured: it costs a scan of all low-bit keys."""
+        self._num_passes += count == 1
+        return count == 1 and self._num_passes % SAMPLE_PASSES == 1 and abstracts.num_absent == 0
+
+    def _weigh(self, step: Step, attended: Tensor) -> None:
+        """Add the share of attention mass that falls on `attended`, by low-bit keys of every full column."""
+        keys = step.abstracts.keys(step.layer)
+        num_columns = len(step.columns)
+        mass = kernels.score_leaves(
+            step.q, keys, None, 0, num_columns, step.scale, turns=step.turns, style=step.style
+        )
+        kept = mass[attended[attended < num_columns].long()].sum() / mass.sum()
+        self.tally.mass += float(kept)
+        self.tally.num_samples += 1
 
     def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:
         """Sink and window of a pass that begins at token `start`, the unfinished column last."""
