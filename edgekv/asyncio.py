@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from typing import TYPE_CHECKING, Self, Unpack
 
-import aiofiles
-
+from edgekv.conversation.linefile import read_lines, write_lines
 from edgekv.errors import Cancelled, ConversationError
 from edgekv.events import Done
 from edgekv.runtime import Runtime
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
@@ -94,19 +93,11 @@ class AsyncRuntime:
     async def export_conversation(self, name: str, path: str | os.PathLike[str]) -> None:
         """Write a kept conversation as JSON lines into a new file, 0600. They are not encrypted."""
         lines = await asyncio.to_thread(self.runtime.export_conversation, name)
-        try:
-            async with aiofiles.open(path, "x", encoding="utf-8", opener=_private) as file:
-                await file.writelines(f"{line}\n" for line in lines)
-        except OSError as error:
-            raise ConversationError(f"cannot write {path}: {error.strerror}; choose a new file") from error
+        await write_lines(path, lines)
 
     async def import_conversation(self, path: str | os.PathLike[str], name: str | None = None) -> str:
         """Keep what was exported to `path`; returns the conversation's name."""
-        try:
-            async with aiofiles.open(path, encoding="utf-8") as file:
-                lines = [line async for line in file]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConversationError(f"cannot read {path}: {error}") from error
+        lines = await read_lines(path)
         return await asyncio.to_thread(self.runtime.import_conversation, lines, name)
 
     def stats(self) -> Snapshot:
@@ -117,10 +108,6 @@ class AsyncRuntime:
         """Stop what runs, keep it, free the memory."""
         if self._runtime is not None:
             await asyncio.to_thread(self._runtime.close)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 class AsyncConversation:

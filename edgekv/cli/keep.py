@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import sys
 from pathlib import Path  # noqa: TC003  typer reads it at run time
 from typing import Annotated
@@ -74,17 +74,12 @@ def export(
     kept.require_kept(config.data_dir, name, unlock := Unlock.of(config, asker()))
     with kept.opened(config.data_dir, unlock) as library:
         lines = list((export_markdown if markdown else export_lines)(library, name))
-    text = "".join(f"{line}\n" for line in lines)
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
         return
-    try:
-        with os.fdopen(
-            os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as file:
-            file.write(text)
-    except OSError as error:
-        raise ConversationError(f"cannot write {out}: {error.strerror}; choose a new file") from error
+    from edgekv.conversation.linefile import write_lines  # noqa: PLC0415  aiofiles comes with it
+
+    asyncio.run(write_lines(out, lines))
 
 
 @with_options
@@ -96,12 +91,9 @@ def import_(
 ) -> None:
     """Keep a conversation that was exported."""
     config = given.config()
-    try:
-        text = sys.stdin.read() if source == "-" else _read(source)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {source}: {error}") from error
+    lines = _read(source)
     with kept.opened(config.data_dir, Unlock.of(config, asker()), is_writable=True) as library:
-        name = import_lines(library, text.split("\n"), name)
+        name = import_lines(library, lines, name)
         for notice in library.keys.notices if library.keys is not None else ():
             sys.stderr.write(f"edgekv: {notice}\n")
     if as_json:
@@ -110,9 +102,15 @@ def import_(
         sys.stderr.write(f"imported: {name}\n")
 
 
-def _read(source: str) -> str:
-    with open(source, encoding="utf-8") as file:  # noqa: PTH123  a name as it was typed
-        return file.read()
+def _read(source: str) -> list[str]:
+    from edgekv.conversation.linefile import read_lines  # noqa: PLC0415  aiofiles comes with it
+
+    try:
+        return sys.stdin.read().split("\n") if source == "-" else asyncio.run(read_lines(source))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {source}: {error}") from error
+    except ConversationError as error:  # a name that was typed wrongly
+        raise ConfigError(str(error)) from error
 
 
 def add_to(app: typer.Typer) -> None:

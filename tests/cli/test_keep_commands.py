@@ -21,6 +21,12 @@ def test_backup_restore_export_import(edgekv, data_dir, tmp_path):
     assert "trip" in edgekv("import", "-", stdin=exported).stderr, "the name is taken"
     assert edgekv("export", "copy", "--out", str(tmp_path / "copy.jsonl")).returncode == 0
     assert (tmp_path / "copy.jsonl").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert edgekv("export", "copy", "--out", str(tmp_path / "link")).returncode == 1
+    assert not (tmp_path / "elsewhere").exists(), "never through a link"
+    assert edgekv("import", str(tmp_path / "copy.jsonl"), "--name", "third").returncode == 0
+    missing = edgekv("import", str(tmp_path / "none.jsonl"))
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     refused = edgekv("export", "copy", "--out", str(tmp_path / "copy.jsonl"))
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert edgekv("restore", str(tmp_path), "--data-dir", str(tmp_path / "new")).returncode == 1

@@ -145,3 +145,12 @@ def test_removing_the_lock_lets_nobody_in(data_dir):
             DataDir.open(data_dir)
     with contextlib.closing(DataDir.open(data_dir)) as directory:
         assert directory.is_writable
+
+
+def test_our_log_is_silent_unless_asked_for(data_dir):
+    """Guards programs that use the package: without a handler Python printed our tracebacks on their stderr."""
+    program = "import logging, edgekv_storage; logging.getLogger('edgekv_storage.io.pread').error('secret')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
