@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 ENV_PREFIX = "EDGEKV_"
+Selection = Literal["cascade", "leoam", "quest", "heavy", "sentence", "window", "oracle"]
 PASSPHRASE_VARIABLE = "EDGEKV_PASSPHRASE"  # noqa: S105  a name
 NEW_PASSPHRASE_VARIABLE = "EDGEKV_NEW_PASSPHRASE"  # noqa: S105  for `edgekv key rotate`
 """Secrets and so no options: they are in no table, no TOML file, on no command line and in no repr."""
@@ -98,7 +99,7 @@ class Config:
         "--prefill-budget.",
         "TOKENS",
     )
-    selection: Literal["cascade", "window"] = _option(
+    selection: Selection = _option(
         "cascade", "How selected attention chooses what to read; see docs/selection.md (cascade).", "METHOD"
     )
     weights: Literal["auto", "compact", "fast"] = _option(
@@ -173,7 +174,7 @@ class Options(TypedDict, total=False):
     budget: int | str
     prefill_budget: int | str
     window: int | None
-    selection: Literal["cascade", "window"]
+    selection: Selection
     weights: Literal["auto", "compact", "fast"]
     threads: int | None
     io: Literal["auto", "uring", "pread", "buffered"]

@@ -24,6 +24,7 @@ from edgekv.models.tokenizer import Tokenizer
 from edgekv.models.weights import choose_mode, load_decoder
 from edgekv.policies.placement import Placement
 from edgekv.policies.selection.methods import SELECTORS
+from edgekv.policies.selection.sentence import Sentence
 from edgekv.tiers.disk import DiskTier
 from edgekv.tiers.lane import CopyLane
 from edgekv.tiers.memory import MemoryTier
@@ -134,14 +135,18 @@ def assemble(
         in_place=in_place,
     )
     residency = Residency(mover, Placement())
-    selected = None if config.attention == "exact" else _selected_attention(config, model.decoder, residency)
+    selected = None if config.attention == "exact" else selected_attention(config, model, residency)
     runner = Runner(model.decoder, residency, selected, config.attention)
     return Engine(runner, residency, ledger, model.front)
 
 
-def _selected_attention(config: Config, decoder: Decoder, residency: Residency) -> SelectedAttention:
+def selected_attention(config: Config, model: Model, residency: Residency) -> SelectedAttention:
+    """What attends to a budget, by the method and with the budgets of `config`."""
+    decoder = model.decoder
     layout = VirtualLayout(decoder.rope, decoder.config.context_length)
     selector = SELECTORS[config.selection]()
+    if isinstance(selector, Sentence) and isinstance(model.front, ModelFront):
+        selector.end_ids = model.front.tokenizer.sentence_ends()
     decode = Budget.of(config.budget, config.window or config.budget // 8)
     prefill = Budget.of(config.prefill_budget, config.window or config.prefill_budget * 2 // 3)
     return SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)

@@ -7,6 +7,7 @@ chosen and are not in memory are promoted first. Knows slots and columns; how th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 import edgekv_kernels as kernels
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.engine.attended import FullAttention
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
 
@@ -135,9 +137,9 @@ class SelectedAttention:
         residency.prepare(sequence, start + count, reads_all=False)
         promoted = residency.promotion.promoted
         budget = self._budget(count)
-        step = budget.num_columns + 1
-        num_slots = PROMOTED_STEPS * step * sequence.directory.num_layers
-        abstracts = residency.select_from(sequence, tail, num_slots, step)
+        at_least = budget.num_columns + 1
+        num_slots = PROMOTED_STEPS * at_least * sequence.directory.num_layers
+        abstracts = residency.select_from(sequence, tail, num_slots, at_least)
         where = promoted.begin_pass(sequence)
         pool = promoted.tier.arena
         turns = self._layout.turns(tail, start + count)
@@ -146,10 +148,21 @@ class SelectedAttention:
         num_choices = max(0, min(budget.num_choices, first_window - SINK_COLUMNS))
         samples = self._samples(count, abstracts)
         columns = torch.cat([torch.empty(num_choices, dtype=torch.int32), fixed])
+        past = sequence.token_ids
         placed = num_choices  # where the fixed ones stand in `columns`
         in_tail = offset + (1 if count == 1 else 0)  # tokens of the last column, 0 where it is whole
         writes = torch.from_numpy(np.ascontiguousarray(sequence.directory.device[:, tail:])).to(pool.device)
         written, scale, style, tally = residency.mover.device.pool, self._scale, self._style, self.tally
+
+        def slots_of(layer: int, listed: Tensor) -> Tensor:
+            slots = where[layer].index_select(0, listed)
+            return self._reach(layer, listed, slots) if promoted.is_partial else slots
+
+        full = None
+        if self._selector.needs_attended:
+            free = torch.arange(SINK_COLUMNS, first_window, dtype=torch.int32)
+            missing, at_once = -in_tail % LEAF_TOKENS, budget.num_columns
+            full = FullAttention(slots_of, pool, free, fixed, missing, at_once, scale, turns, self._style)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             nonlocal placed
@@ -159,8 +172,21 @@ class SelectedAttention:
             if num_choices:
                 sample = q if count <= SAMPLE_QUERIES else q[:: -(-count // SAMPLE_QUERIES)]
                 choice = range(SINK_COLUMNS, first_window)
+                truth = None if full is None else partial(full.of, layer, sample)
                 num_chosen = self._selector.select(
-                    Step(layer, sample, scale, choice, num_choices, abstracts, columns, turns, style)
+                    Step(
+                        layer,
+                        sample,
+                        scale,
+                        choice,
+                        num_choices,
+                        abstracts,
+                        columns,
+                        turns,
+                        style,
+                        past,
+                        truth,
+                    )
                 )
                 if num_chosen != placed:
                     columns[num_chosen : num_chosen + len(fixed)] = fixed
@@ -170,9 +196,7 @@ class SelectedAttention:
                     self._weigh(
                         Step(layer, q, scale, range(tail), 0, abstracts, columns, turns, style), listed
                     )
-            slots = where[layer].index_select(0, listed)
-            if promoted.is_partial:
-                slots = self._reach(layer, listed, slots)
+            slots = slots_of(layer, listed)
             num_tokens = len(listed) * LEAF_TOKENS + (in_tail - LEAF_TOKENS if in_tail else 0)
             tally.num_steps += 1
             tally.num_tokens += num_tokens
@@ -215,9 +239,8 @@ class SelectedAttention:
         promoted = self._residency.promotion.promoted
         chosen = columns.numpy()
         away = chosen[slots.numpy() == ABSENT]
-        if len(away):
-            promoted.bring(layer, away)
         promoted.touch(layer, chosen)
         if not len(away):
             return slots
+        promoted.bring(layer, away)
         return torch.from_numpy(promoted.where[layer, chosen])

@@ -88,6 +88,11 @@ class Tokenizer:
             known = self._pieces[token_id] = self._vocab.piece(token_id, special=False)
         return known
 
+    def sentence_ends(self) -> frozenset[int]:
+        """Every token whose text ends a sentence or a line."""
+        ends = (b".", b"!", b"?", b"\n", "。".encode())
+        return frozenset(i for i in range(self.num_tokens) if self.piece(i).rstrip(b" \"')").endswith(ends))
+
     def close(self) -> None:
         """Free the native memory."""
         self._vocab.close()

@@ -113,7 +113,6 @@ class PromotedLeaves:
     def begin_pass(self, sequence: Sequence) -> torch.Tensor:
         """Slots in the arena that attention reads, int32 `[num_layers, columns]`, ABSENT where a leaf is away."""
         assert sequence is self._sequence, "opened for another sequence"
-        self._now += 1
         directory = sequence.directory
         if self._version != directory.version:
             missing = directory.num_columns - self._promoted.shape[1]
@@ -135,7 +134,8 @@ class PromotedLeaves:
         return torch.from_numpy(self.where)
 
     def touch(self, layer: int, columns: NDArray[np.int32]) -> None:
-        """These were selected in this pass: they are the last to give way."""
+        """These are attended to next: they do not give way to those of them that have to be brought."""
+        self._now += 1
         slots = self._promoted[layer, columns]
         held = slots[slots != ABSENT]
         self._used[held] = self._now
@@ -170,6 +170,7 @@ class PromotedLeaves:
     def _slots_for(self, layer: int, columns: NDArray[np.int32]) -> NDArray[np.int32]:
         if len(self._free) < len(columns):
             self._give_way(max(len(columns), self.num_slots // _SPARE))
+        assert len(self._free) >= len(columns), "a step selects no more than there is room for"
         slots = np.array([self._free.pop() for _ in range(len(columns))], np.int32)
         slots.sort()
         self._layer_of[slots], self._column_of[slots], self._used[slots] = layer, columns, self._now
@@ -178,9 +179,12 @@ class PromotedLeaves:
         return slots
 
     def _give_way(self, count: int) -> None:
-        """Free the slots of the `count` leaves that were not selected for longest."""
+        """Free the slots of the `count` leaves that were not selected for longest; none of the latest choice."""
         taken = np.setdiff1d(self._owned, np.array(self._free, np.int32), assume_unique=True)
+        taken = taken[self._used[taken] < self._now]
         count = min(count, len(taken))
+        if not count:
+            return
         oldest = taken[np.argpartition(self._used[taken], count - 1)[:count]]
         self._give(oldest)
 

@@ -6,7 +6,15 @@ Every operation has a plain torch fp32 form (`reference/`), a compiled CPU form 
 for CUDA (`triton/`). The form is chosen once per device kind and can be forced (`use`, `forced`).
 """
 
-from edgekv_kernels.abstracts import NODE_LEAVES, key_bytes, node_bytes, nodes_of_keys, pack_keys, pack_nodes
+from edgekv_kernels.abstracts import (
+    NODE_LEAVES,
+    key_bytes,
+    node_bytes,
+    nodes_of_keys,
+    nodes_of_nodes,
+    pack_keys,
+    pack_nodes,
+)
 from edgekv_kernels.attention import attend_block, attend_leaves
 from edgekv_kernels.dispatch import describe, forced, use
 from edgekv_kernels.gating import swiglu
@@ -17,6 +25,7 @@ from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
 from edgekv_kernels.rope import rope_
+from edgekv_kernels.scoring import leaf_logsumexp, leaf_scores
 from edgekv_kernels.selection import (
     candidate_columns,
     leaf_bounds,
@@ -46,6 +55,8 @@ __all__ = [
     "forced",
     "key_bytes",
     "leaf_bounds",
+    "leaf_logsumexp",
+    "leaf_scores",
     "make_wide",
     "matmul4",
     "matmul8",
@@ -56,6 +67,7 @@ __all__ = [
     "node_bounds",
     "node_bytes",
     "nodes_of_keys",
+    "nodes_of_nodes",
     "pack_keys",
     "pack_nodes",
     "rms_norm",

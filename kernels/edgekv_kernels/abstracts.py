@@ -96,6 +96,12 @@ def nodes_of_keys(keys: torch.Tensor, num_kv_heads: int, dim: int) -> torch.Tens
     return reference.nodes_of_keys(keys, num_kv_heads, dim)
 
 
+def nodes_of_nodes(nodes: torch.Tensor, dim: int) -> torch.Tensor:
+    """The next level: a row for every 8 nodes, uint8 [n, Hkv * (3 D + 8)] of nodes uint8 [8 n, the same]."""
+    assert nodes.shape[0] % NODE_LEAVES == 0, nodes.shape
+    return reference.nodes_of_nodes(nodes, nodes.shape[1] // (3 * dim + 8), dim)
+
+
 def _rows(pool: torch.Tensor, num_rows: int, width: int, out: torch.Tensor | None) -> torch.Tensor:
     """Checked or new rows."""
     assert pool.dtype is torch.bfloat16, pool.dtype

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import edgekv_kernels as kernels
+from edgekv.policies.selection.selector import Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ MAX_CANDIDATES = 512
 
 
 @dataclass(slots=True)
-class Cascade:
+class Cascade(Selector):
     """Ranks by the estimated attention mass, summed over heads and queries."""
 
     max_candidates: int = MAX_CANDIDATES
@@ -33,8 +34,9 @@ class Cascade:
         if step.layer in self._fresh and len(step.q) == 1:
             self._fresh.discard(step.layer)
             known = self._winners[step.layer]
-            step.out[: len(known)] = known
-            return len(known)
+            if len(known) == min(step.num_columns, len(step.columns)):
+                step.out[: len(known)] = known
+                return len(known)
         first_time = step.layer not in self._winners
         count = self._rank(step)
         self._winners[step.layer] = step.out[:count].clone()

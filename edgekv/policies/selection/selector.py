@@ -8,10 +8,13 @@ no KV, no tiers and no slots.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import numpy as np
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -46,7 +49,9 @@ class Step:
     q: float32 `[T, Hq, D]`, rotated at its positions; a block hands in a sample of its queries. The choice is
     among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
     turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
-    the model's), None where every distance is within the trained window.
+    the model's), None where every distance is within the trained window. token_ids: of everything before the pass.
+    attended: reads every leaf and gives the attention that each of `columns` gets under full attention, float32
+    `[len(columns)]`, summed over queries and heads; only for methods whose `needs_attended` is set.
     """
 
     layer: int
@@ -58,10 +63,26 @@ class Step:
     out: Tensor
     turns: Tensor | None = None
     style: Style = "split"
+    token_ids: Sequence[int] = ()
+    attended: Callable[[], Tensor] | None = None
+
+    def every_key(self) -> Tensor:
+        """Low-bit keys of the layer, those of all `columns` brought from disk."""
+        if self.abstracts.num_absent:
+            self.abstracts.ensure(self.layer, np.arange(self.columns.start, self.columns.stop))
+        return self.abstracts.keys(self.layer)
+
+    def keep_best(self, scores: Tensor) -> int:
+        """Write those of `columns` with the largest scores, float `[len(columns)]`, ascending; how many."""
+        count = min(self.num_columns, len(self.columns))
+        self.out[:count] = scores.topk(count).indices.sort().values + self.columns.start
+        return count
 
 
 class Selector(Protocol):
     """One method; one instance serves one sequence at a time and may remember its earlier steps."""
+
+    needs_attended: ClassVar[bool] = False
 
     def select(self, step: Step) -> int:
         """Write the columns to attend to `step.out`, each once; how many, at most `step.num_columns`."""

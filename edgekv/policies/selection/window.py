@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from edgekv.policies.selection.selector import Selector
+
 if TYPE_CHECKING:
     from edgekv.policies.selection.selector import Step
 
 
 @dataclass(slots=True)
-class Window:
+class Window(Selector):
     """Chooses the columns right before the window."""
 
     def select(self, step: Step) -> int:

@@ -67,6 +67,12 @@ def nodes_of_keys(keys: torch.Tensor, num_kv_heads: int, dim: int) -> torch.Tens
     return _node_rows(parts[0].amin(1), parts[1].amax(1), parts[2].mean(1))
 
 
+def nodes_of_nodes(nodes: torch.Tensor, num_kv_heads: int, dim: int) -> torch.Tensor:
+    """Rows [n, Hkv * (3 D + 8)] of every eight of nodes [8 n, the same]: bounds of bounds, mean of means."""
+    low, high, mean = (x.unflatten(0, (-1, 8)) for x in decode_nodes(nodes, num_kv_heads, dim))
+    return _node_rows(low.amin(1), high.amax(1), mean.mean(1))
+
+
 def _node_rows(least: torch.Tensor, most: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """Rows of nodes with these bounds and means, each [n, Hkv, D]."""
     largest = torch.maximum(least.abs(), most.abs()).amax(-1, keepdim=True)

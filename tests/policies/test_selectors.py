@@ -1,0 +1,199 @@
+"""Methods of selection on small tensors: what is planted is found, bounds are exact, memories are forgotten."""
+
+import numpy as np
+import pytest
+import torch
+
+import edgekv_kernels as kernels
+from edgekv.config import FIELDS, Config
+from edgekv.policies.selection.heavy import Heavy
+from edgekv.policies.selection.leoam import Leoam
+from edgekv.policies.selection.methods import SELECTORS
+from edgekv.policies.selection.selector import Step
+from edgekv.policies.selection.sentence import Sentence
+
+HEADS, GROUP, DIM = 2, 2, 16
+SCALE = DIM**-0.5
+
+
+class Made:
+    """Abstracts of made-up keys; those in `absent` count as on disk until they are asked for."""
+
+    def __init__(self, keys, absent=()):
+        slots = torch.arange(len(keys), dtype=torch.int32)
+        pool = torch.stack([keys, keys], 1).bfloat16()
+        self._rows = kernels.pack_keys(pool, slots)
+        whole = self._rows[: len(keys) // 8 * 8]
+        self._nodes = kernels.nodes_of_keys(whole, HEADS, DIM) if len(whole) else self._rows[:0]
+        self.absent = set(absent)
+        self.true = pool[:, 0].float()
+
+    def keys(self, layer):
+        rows = self._rows.clone()
+        rows[list(self.absent)] = 255
+        return rows
+
+    def nodes(self, layer):
+        return self._nodes
+
+    @property
+    def num_absent(self):
+        return len(self.absent)
+
+    def ensure(self, layer, columns):
+        self.absent -= set(np.asarray(columns).tolist())
+
+
+def planted(num_columns, winners, *, seed=0, strength=3.0):
+    """Keys among which every head's query finds `winners`, and a maker of such queries."""
+    generator = torch.Generator().manual_seed(seed)
+    way = torch.randn(HEADS, DIM, generator=generator)
+    keys = torch.randn(num_columns, HEADS, 16, DIM, generator=generator) * 0.5
+    keys[winners] += strength * way[:, None] / way.norm(dim=-1)[:, None, None]
+
+    def queries(count=1):
+        q = way.repeat_interleave(GROUP, 0) * 2
+        return q + 0.3 * torch.randn(count, HEADS * GROUP, DIM, generator=generator)
+
+    return keys, queries
+
+
+def step_of(abstracts, q, columns, num_columns, *, layer=0, **more):
+    full = torch.einsum("thgd,nhsd->thgns", q.unflatten(1, (HEADS, GROUP)), abstracts.true) * SCALE
+    mass = full.flatten(3).softmax(-1).unflatten(3, (-1, 16)).sum((0, 1, 2, 4))
+    out = torch.full((num_columns + 3,), -7, dtype=torch.int32)
+    more.setdefault("attended", lambda: mass[columns.start : columns.stop])
+    return Step(layer, q, SCALE, columns, num_columns, abstracts, out, **more)
+
+
+def chosen(selector, step):
+    count = selector.select(step)
+    got = step.out[:count].tolist()
+    assert count <= step.num_columns
+    assert len(set(got)) == count
+    assert set(got) <= set(step.columns)
+    assert step.out[count:].eq(-7).all() or count < step.num_columns, "wrote beyond what it may"
+    return set(got)
+
+
+def test_options_and_methods_agree():
+    """Guards the option: a name that is understood and not there fails after the model was loaded."""
+    assert "selection" in FIELDS
+    for name in SELECTORS:
+        assert Config().replace({"selection": name}).selection == name
+
+
+@pytest.mark.parametrize("name", [name for name in SELECTORS if name != "window"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_planted_winners_are_found(name, queries):
+    """Guards the arithmetic of each method: heads mixed up, columns off by the range's first, nodes by 8."""
+    winners = [3, 9, 10, 41, 76]
+    keys, make = planted(90, winners)
+    step = step_of(Made(keys), make(queries), range(1, 86), 10)
+    assert set(winners) <= chosen(SELECTORS[name](), step)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_few_or_odd_columns(name):
+    """Guards the edges: fewer columns than the budget, no whole node, ranges that grow between steps."""
+    keys, make = planted(40, [2])
+    abstracts, selector = Made(keys), SELECTORS[name]()
+    assert chosen(selector, step_of(abstracts, make(), range(1, 5), 8)) == {1, 2, 3, 4}
+    assert len(chosen(selector, step_of(abstracts, make(), range(1, 7), 3))) == 3
+    assert len(chosen(selector, step_of(abstracts, make(), range(1, 39), 8))) == 8
+    selector.reset()
+    assert len(chosen(selector, step_of(abstracts, make(3), range(1, 21), 8))) == 8
+    assert len(chosen(selector, step_of(abstracts, make(), range(1, 17), 8))) == 8
+
+
+@pytest.mark.parametrize("name", [name for name in SELECTORS if name not in ("window", "oracle")])
+def test_keys_on_disk_are_asked_for(name):
+    """Guards reading: keys that have not come yet are bytes of nothing, and rank anything first."""
+    winners = [3, 30, 66]
+    keys, make = planted(72, winners, seed=4)
+    abstracts = Made(keys, absent=range(8, 72))
+    selector = SELECTORS[name]()
+    assert set(winners) <= chosen(selector, step_of(abstracts, make(), range(1, 70), 6))
+
+
+def brute_force(step, seeds):
+    """Weights of all columns in float64, as `leoam` defines them."""
+    scores = kernels.leaf_scores(step.q, step.abstracts.keys(0), step.scale).double()
+    norm = scores[:, :, seeds].flatten(2).logsumexp(-1)
+    return (scores - norm[:, :, None, None]).exp().sum((0, 1, 3))[step.columns.start : step.columns.stop]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+def test_leoam_is_exact(seed, spread):
+    """Guards the bounds: one that is too tight drops a winner; and at little spread nothing would be skipped."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(25, HEADS, 1, DIM, generator=generator)
+    noise = torch.randn(200, HEADS, 16, DIM, generator=generator) * spread
+    abstracts = Made(centres.repeat_interleave(8, 0) + noise)
+    selector = Leoam()
+    columns = range(1, 195)
+    for _ in range(3):
+        q = torch.randn(2, HEADS * GROUP, DIM, generator=generator) * 3
+        step = step_of(abstracts, q, columns, 30)
+        seeds = selector._seeds(step, 30)
+        got = chosen(selector, step)
+        want = brute_force(step, seeds)
+        least = want[[column - 1 for column in got]].min()
+        others = [column for column in columns if column not in got]
+        assert len(got) == 30
+        assert want[[column - 1 for column in others]].max() <= least * (1 + 1e-4)
+    assert selector.num_weighed <= selector.num_seen
+    if spread < 0.1:
+        assert selector.num_weighed < 0.7 * selector.num_seen
+
+
+def test_leoam_takes_what_is_certain_without_looking():
+    """Guards the lower bounds: where a whole node must win, none of its leaves has to be weighed."""
+    keys, make = planted(128, list(range(64, 72)), strength=12.0)
+    abstracts = Made(keys)
+    weighed = []
+    abstracts.ensure = lambda layer, columns: weighed.extend(columns.tolist())
+    abstracts.absent = {127}  # so that what is weighed is asked for
+    selector = Leoam()
+    selector._winners[0] = torch.arange(1, 9)
+    assert set(range(64, 72)) <= chosen(selector, step_of(abstracts, make(), range(1, 120), 8))
+    assert weighed
+    assert not set(weighed) & set(range(64, 72))
+
+
+def test_heavy_keeps_what_was_heavy_and_what_is_recent():
+    """Guards the sums: without decay an old winner stays for ever, without sums it goes at once."""
+    keys, make = planted(60, [20, 21])
+    abstracts, selector = Made(keys), Heavy(decay=0.9)
+    assert chosen(selector, step_of(abstracts, make(), range(1, 50), 4)) == {20, 21, 48, 49}
+    elsewhere = torch.zeros(1, HEADS * GROUP, DIM)  # attends to everything alike
+    assert chosen(selector, step_of(abstracts, elsewhere, range(1, 52), 4)) == {20, 21, 50, 51}
+    assert selector.worth().topk(2).indices.sort().values.tolist() == [20, 21]
+    before = float(selector.worth()[20])
+    selector.select(step_of(abstracts, elsewhere, range(1, 52), 4))
+    assert float(selector.worth()[20]) == pytest.approx(before * 0.9 + 4 / 51, rel=0.1)
+    selector.reset()
+    assert len(selector.worth()) == 0
+
+
+def test_a_sentence_asks_with_its_mean_and_begins_anew():
+    """Guards the mean: a query of the sentence before must not count, one of this sentence must."""
+    keys, make = planted(60, [20])
+    abstracts, selector = Made(keys), Sentence(end_ids=frozenset({9}))
+    other = -make()
+    ids = [1] * 900
+    first = chosen(selector, step_of(abstracts, make() * 4, range(1, 50), 4, token_ids=ids))
+    assert 20 in first
+    assert 20 in chosen(selector, step_of(abstracts, other, range(1, 50), 4, token_ids=ids))
+    assert 20 not in chosen(selector, step_of(abstracts, other, range(1, 50), 4, token_ids=[*ids, 9]))
+
+
+def test_columns_of_a_sentence_go_together():
+    """Guards the chunks: a sentence over columns 20 to 22 of which one wins is taken whole, and no neighbour."""
+    keys, make = planted(60, [21])
+    ids = [1] * 900
+    for column in range(50):
+        ids[column * 16 + 5] = 1 if column in (20, 21) else 9
+    step = step_of(Made(keys), make(), range(1, 50), 3, token_ids=ids)
+    assert chosen(Sentence(end_ids=frozenset({9})), step) == {20, 21, 22}
