@@ -224,11 +224,15 @@ def fidelity(
 
 def _small_limits(given: Given) -> Config:
     """This command's own limits, but for those that an option, the environment or the TOML file set."""
-    config, default = given.config(), Config()
-    small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES}
+    small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES, "attention": "exact"}
+    return _set_unless_given(given, given.config(), small)
+
+
+def _set_unless_given(given: Given, config: Config, values: Mapping[str, object]) -> Config:
+    default = Config()
     unset = {
         name: value
-        for name, value in small.items()
+        for name, value in values.items()
         if name not in given.options and getattr(config, name) == getattr(default, name)
     }
     return config.replace(unset)
@@ -236,7 +240,7 @@ def _small_limits(given: Given) -> Config:
 
 def _begin(given: Given, text: Path | None, peer: str | None) -> tuple[Setting, Mapping[str, object]]:
     """Options, and the machine's limits before anything else runs. Errors of options come first."""
-    config = given.config()
+    config = _set_unless_given(given, given.config(), {"attention": "exact"})
     setting = Setting(config, text, check_peer(peer))
     device = choose_device(config.device)
     _ = setting.text  # a missing model or text is told before the seconds of measuring

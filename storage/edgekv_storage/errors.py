@@ -10,6 +10,9 @@ from __future__ import annotations
 class StorageError(Exception):
     """Parent of all errors the store raises on purpose; one line, fit to be shown to a person."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message.replace("\n", " "))  # SQLite quotes a damaged schema with its line ends
+
 
 class Locked(StorageError):
     """Another process owns the data directory: go on with memory only, or end that process."""

@@ -74,7 +74,7 @@ def test_private_leaves_no_trace(edgekv, data_dir):
         (["run", "x", "--temperature", "warm"], 2, "ConfigError", "temperature"),
         (["run", "x", "--json-schema", "{}"], 1, "Unsupported", "JSON schema"),
         (["run", ""], 2, "ConfigError", "empty"),
-        (["run", "x" * 9000], 1, "ContextOverflow", "window"),
+        (["run", "x" * 9000, "--attention", "exact"], 1, "ContextOverflow", "window"),
         (["forget", "nobody", "--yes"], 1, "ConversationError", "nobody"),
     ],
 )
@@ -222,10 +222,10 @@ def test_a_damaged_conversation_is_marked_and_can_be_forgotten(edgekv, data_dir)
 
 def test_chat_from_a_pipe_tells_that_the_last_message_failed(edgekv):
     """Guards scripts: exit code 1 for a failed last message, 0 when a later one was answered."""
-    long = "x" * 9000
-    assert edgekv("chat", "a", "--plain", stdin=f"one\n{long}\n").returncode == 1
-    assert edgekv("chat", "a", "--plain", stdin=f"{long}\n/history\n/quit\n").returncode == 1
-    assert edgekv("chat", "a", "--plain", stdin=f"{long}\ntwo\n").returncode == 0
+    long, exact = "x" * 9000, ("--attention", "exact")
+    assert edgekv("chat", "a", "--plain", *exact, stdin=f"one\n{long}\n").returncode == 1
+    assert edgekv("chat", "a", "--plain", *exact, stdin=f"{long}\n/history\n/quit\n").returncode == 1
+    assert edgekv("chat", "a", "--plain", *exact, stdin=f"{long}\ntwo\n").returncode == 0
 
 
 def test_chat_commands(edgekv):

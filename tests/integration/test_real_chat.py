@@ -122,7 +122,7 @@ def test_a_killed_process_loses_nothing_acknowledged(edgekv):
 
 def test_the_window_is_never_cut_in_silence(data_dir):
     """Guards ContextOverflow: refused before anything is computed or kept, and stopping tokens say so."""
-    with Runtime(data_dir=data_dir, temperature=0, max_tokens=4) as runtime:
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=4, attention="exact") as runtime:
         chat = runtime.conversation("a")
         with pytest.raises(ContextOverflow, match="8192"):
             chat.send(STORY * 600)

@@ -254,8 +254,8 @@ def test_busy_conversation_and_full_queue(open_runtime):
 def test_context_overflow_before_anything_is_kept(open_runtime):
     """Guards silent truncation: a message that does not fit is an error, and leaves nothing behind."""
     factory = FakeFactory(front=FakeFront(context_length=60))
-    chat = open_runtime(factory).conversation("a")
-    with pytest.raises(ContextOverflow, match="60"):
+    chat = open_runtime(factory, attention="exact").conversation("a")
+    with pytest.raises(ContextOverflow, match=r"60.*--attention auto"):
         chat.send("x" * 60)
     assert chat.history() == []
     assert factory.engine.requests == []
@@ -264,10 +264,17 @@ def test_context_overflow_before_anything_is_kept(open_runtime):
 def test_an_answer_that_fills_the_window_says_so(open_runtime):
     """Guards finish_reason: the window's end is "context", the caller's own limit is "length"."""
     factory = FakeFactory(front=FakeFront(context_length=40), answer="x" * 500)
-    chat = open_runtime(factory).conversation("a")
+    chat = open_runtime(factory, attention="exact").conversation("a")
     result = chat.send("hi")
     assert result.finish_reason == "context"
     assert result.usage.prompt_tokens + result.usage.completion_tokens == 40
+
+
+def test_only_exact_attention_ends_at_the_window(open_runtime):
+    """Guards conversations without a length limit: beyond the trained window attention selects."""
+    factory = FakeFactory(front=FakeFront(context_length=60))
+    result = open_runtime(factory).conversation("a").send("x" * 100)
+    assert result.usage.prompt_tokens > 100
 
 
 def test_a_full_disk_is_reported_and_the_chat_goes_on(open_runtime, monkeypatch):

@@ -42,7 +42,10 @@ PRAGMA user_version = {_VERSION};
 
 
 class IndexBroken(Exception):
-    """SQLite or a row's checksum says that index.db cannot be believed."""
+    """SQLite or a row's checksum says that index.db cannot be believed. The reason is one line of a notice."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))  # SQLite quotes a damaged schema with its line ends
 
 
 @dataclass(frozen=True, slots=True)
