@@ -39,7 +39,7 @@ class _Chat:
 class Crowd:
     """Takes turns in a store until twice its limit was written."""
 
-    def __init__(self, folder: Path, shape: LeafShape, seed: int = 1) -> None:
+    def __init__(self, folder: Path, shape: LeafShape, seed: int = 4) -> None:
         self._random = random.Random(seed)  # noqa: S311  the same in every run
         self._layout = Layout(shape.num_layers, shape.leaf_bytes, 0, b"made up".ljust(32))
         self._folder = folder
@@ -77,7 +77,7 @@ class Crowd:
         chat.branches = [*chat.branches[-3:], ids]
         keys = store.leaf_keys(chat.sequence_id, _NAMESPACE, ids)
         start = len(store.lookup(chat.sequence_id, keys, ids))
-        if rng.random() < 0.1:  # a leaf was damaged: everything from it on is computed and written again
+        if rng.random() < 0.3:  # a leaf was damaged: everything from it on is computed and written again
             start = rng.randrange(start + 1)
         for at in range(start, len(keys), _EXTENT_LEAVES):
             self._append(store, chat, keys, ids, range(at, min(len(keys), at + _EXTENT_LEAVES)))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgekv.bench.report import Row
 
 KIB, MIB = 1 << 10, 1 << 20
+_APPENDED_LEAF = 16 << 10  # extents are of many leaves; the default model's have 12 KiB
 _USUAL_DEPTH = 32
 _GIL_SIZE = 256 * KIB
 _Key = TypeVar("_Key")
@@ -178,7 +179,8 @@ def _fio_append(fio: Fio, file: Path, size: int, total: int) -> Pace | None:
 def _appending(folder: Path, size: int, total: int, *, encrypted: bool) -> Callable[[], Pace]:
     def append() -> Pace:
         try:
-            return write_leaves(folder, size, total, size, MemoryKeys() if encrypted else None)[1]
+            leaf = min(size, _APPENDED_LEAF)
+            return write_leaves(folder, leaf, total, size, MemoryKeys() if encrypted else None)[1]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

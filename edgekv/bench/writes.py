@@ -110,5 +110,6 @@ def _under_a_quota(setting: Setting) -> list[Row]:
         stats = run.run()
     return [
         _amplification(labels, stats.segment_bytes_written, stats.appended_leaf_bytes),
+        labels.row("compaction_copied_bytes", "bytes", ours=stats.copied_bytes),
         labels.row("disk_peak_of_limit", "ratio", ours=run.peak_bytes / run.quota_bytes),
     ]

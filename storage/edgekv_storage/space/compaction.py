@@ -54,6 +54,7 @@ class Compactor:
         self._parts = parts
         self._outline = outline
         self._job: _Job | None = None
+        self.copied_bytes = 0  # of leaves, since open
 
     def step(self) -> bool:
         """True while there is more to do; problems become notices."""
@@ -145,6 +146,7 @@ class Compactor:
             sections,
         )
         self._write(job, extent, part, part.count == len(known.keys))
+        self.copied_bytes += sum(layer.nbytes for layer in layers)
 
     def _judge(self, job: _Job, unread: list[LeafPlace]) -> None:
         """After a read that failed: what the drive lost is left behind and the rest is looked at anew.

@@ -124,6 +124,11 @@ class Space:
         catalog = self._parts.catalog
         return Outline(self._parts.indexing.rows_of(catalog.segments_of(sequence_id)), catalog.dead)
 
+    @property
+    def copied_bytes(self) -> int:
+        """Of leaves, by compaction since open."""
+        return self._compactor.copied_bytes
+
     def tidy(self) -> bool:
         """One small step of cleaning up, at idle; True while there is more to do."""
         with self._parts.flush_lock:

@@ -20,3 +20,4 @@ class StoreStats:
     reads: int  # after neighbours were joined
     bytes_read: int
     damaged_leaves: int
+    copied_bytes: int  # of leaves, by compaction

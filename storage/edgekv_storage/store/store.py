@@ -332,6 +332,7 @@ class Store(Finding):
                 self._readers.num_reads,
                 self._readers.bytes_read,
                 self._damaged,
+                self._space.copied_bytes,
             )
 
     def take_notices(self) -> list[str]:
