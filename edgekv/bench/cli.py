@@ -13,8 +13,10 @@ from edgekv.bench import decode as decoding
 from edgekv.bench import encryption as encrypting
 from edgekv.bench import fidelity as faithful
 from edgekv.bench import io as reading
+from edgekv.bench import needles as hidden
 from edgekv.bench import opening
 from edgekv.bench import prefill as prefilling
+from edgekv.bench import quality as keeping
 from edgekv.bench import resume as resuming
 from edgekv.bench import tiers as tiering
 from edgekv.bench import writes as writing
@@ -220,6 +222,37 @@ def fidelity(
     default = PEER if has_bindings() else None
     setting, machine = _begin(given, text, default if peer is None else peer)
     _print("fidelity", setting, machine, faithful.measure(setting, positions), as_json=as_json)
+
+
+@app.command()
+@with_options
+def quality(
+    given: Given,
+    *,
+    context: Context = keeping.CONTEXT,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens to force after it.")] = keeping.STEPS,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Method of selection; may be repeated. Default: --selection."),
+    ] = None,
+    needles: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Needle items as JSON lines. Default: bundled ones.")
+    ] = None,
+    items: Annotated[int, typer.Option(min=0, metavar="N", help="Needle items to try.")] = hidden.ITEMS,
+    text: TextPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """What reading only --budget tokens costs in quality: distance to exact attention, needles found."""
+    config = given.config().replace({"attention": "selected"})
+    setting = Setting(config, text, wants_front=True)
+    plan = keeping.Plan.of(setting, context, steps, policy or ())
+    found = hidden.load_items(needles, items)
+    setting.check_room(context + steps + 1)
+    machine = measure_machine(config.data_dir, choose_device(config.device))
+    with setting.engine(setting.roomy(setting.model.front.context_length)) as engine:
+        rows = keeping.measure(setting, engine, plan, _progress)
+        rows += hidden.measure(setting, engine, found, plan.policies, _progress)
+    _print("quality", setting, machine, rows, as_json=as_json)
 
 
 def _small_limits(given: Given) -> Config:

@@ -20,7 +20,7 @@ import torch
 import edgekv_kernels as kernels
 from edgekv.bench.peer import LlamaCpp, peer_version
 from edgekv.bench.report import Labels
-from edgekv.bench.text import Text, load_text
+from edgekv.bench.text import Text, has_bindings, load_text
 from edgekv.cache.leaf import LeafShape, num_columns
 from edgekv.conversation.unlock import Unlock
 from edgekv.engine.build import Model, assemble, load_model
@@ -47,6 +47,7 @@ class Setting:
     config: Config
     text_path: Path | None = None
     wants_peer: bool = False
+    wants_front: bool = False
 
     @cached_property
     def model_path(self) -> Path:
@@ -60,8 +61,9 @@ class Setting:
 
     @cached_property
     def model(self) -> Model:
-        """Our model, loaded once and shared by all engines; no tokenizer is kept."""
-        return load_model(self.config, self.model_path, with_front=False)
+        """Our model, loaded once and shared by all engines; a tokenizer only where one engine wants it."""
+        with_front = self.wants_front and has_bindings()
+        return load_model(self.config, self.model_path, with_front=with_front)
 
     @property
     def shape(self) -> LeafShape:

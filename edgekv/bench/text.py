@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUNDLED = "war_and_peace"
+_FILES = {BUNDLED: "war_and_peace.txt", "memorybank": "texts/memorybank.txt"}
 RANDOM = "random ids"
 _TURN = "<|im_end|>\n<|im_start|>user\nQuestion {}: what happened next?<|im_end|>\n<|im_start|>assistant\n"
 _NUM_TURNS = 64
@@ -43,8 +44,8 @@ class Text:
         return self.ids[:count]
 
 
-def load_text(model: Path, path: Path | None = None) -> Text:
-    """The ids of `path`, of the bundled excerpt without one, random ones where no tokenizer is installed.
+def load_text(model: Path, path: Path | None = None, bundled: str = BUNDLED) -> Text:
+    """The ids of `path`, of a bundled text without one, random ones where no tokenizer is installed.
 
     Raises:
         ConfigError: the text cannot be read.
@@ -60,8 +61,8 @@ def load_text(model: Path, path: Path | None = None) -> Text:
             return _random(config.vocab_size)
     try:
         return Text(
-            name=BUNDLED if path is None else path.name,
-            ids=tokenizer.encode(_read(path), special=False, add_bos=True),
+            name=bundled if path is None else path.name,
+            ids=tokenizer.encode(_read(path, bundled), special=False, add_bos=True),
             turns=[tokenizer.encode(_TURN.format(number), special=True) for number in range(_NUM_TURNS)],
         )
     finally:
@@ -79,9 +80,9 @@ def has_bindings() -> bool:
     return True
 
 
-def _read(path: Path | None) -> str:
+def _read(path: Path | None, bundled: str) -> str:
     if path is None:
-        return files("edgekv.bench").joinpath(f"{BUNDLED}.txt").read_text("utf-8")
+        return files("edgekv.bench").joinpath(_FILES[bundled]).read_text("utf-8")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgekv.config import Config
     from edgekv.models.decoder import Decoder
     from edgekv.models.gguf import GGUFFile
+    from edgekv.policies.selection.selector import Selector
     from edgekv_storage import DataDir, Keys
 
 KV_DTYPE_CODE = 1  # bf16, leaf layout [2, kv heads, 16, head_dim]; a change of either makes a new code
@@ -140,13 +141,21 @@ def assemble(
     return Engine(runner, residency, ledger, model.front)
 
 
-def selected_attention(config: Config, model: Model, residency: Residency) -> SelectedAttention:
-    """What attends to a budget, by the method and with the budgets of `config`."""
+def make_selector(name: str, front: ModelFront | IdsFront) -> Selector:
+    """The method of that name."""
+    selector = SELECTORS[name]()
+    if isinstance(selector, Sentence) and isinstance(front, ModelFront):
+        selector.end_ids = front.tokenizer.sentence_ends()
+    return selector
+
+
+def selected_attention(
+    config: Config, model: Model, residency: Residency, selector: Selector | None = None
+) -> SelectedAttention:
+    """What attends to a budget, with the budgets and (without `selector`) by the method of `config`."""
     decoder = model.decoder
     layout = VirtualLayout(decoder.rope, decoder.config.context_length)
-    selector = SELECTORS[config.selection]()
-    if isinstance(selector, Sentence) and isinstance(model.front, ModelFront):
-        selector.end_ids = model.front.tokenizer.sentence_ends()
+    selector = make_selector(config.selection, model.front) if selector is None else selector
     decode = Budget.of(config.budget, config.window or config.budget // 8)
     prefill = Budget.of(config.prefill_budget, config.window or config.prefill_budget * 2 // 3)
     return SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)

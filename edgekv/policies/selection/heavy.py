@@ -1,8 +1,8 @@
 """Heavy hitters and the most recent, as H2O keeps them (arXiv 2306.14048).
 
 Attention to each column is summed over the queries so far, older ones counting less. H2O drops what it does not
-keep; here every column goes on being weighed by its low-bit keys, so one that was passed over may come back. The sums
-are what a column has been worth: the order in which columns could leave a tier.
+keep; here every column goes on being weighed by its low-bit keys, so one that was passed over may come back.
+The sums are what a column has been worth: the order in which columns could leave a tier.
 """
 
 from __future__ import annotations

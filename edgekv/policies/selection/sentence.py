@@ -71,7 +71,8 @@ class Sentence(Selector):
         sums, sizes = torch.zeros(2, len(mass))
         sums.index_add_(0, chunk, mass)
         sizes.index_add_(0, chunk, torch.ones_like(mass))
-        return (sums / sizes.clamp_min(1))[chunk]
+        mean: Tensor = (sums / sizes.clamp_min(1))[chunk]
+        return mean
 
     def _find_ends(self, token_ids: Sequence[int], last: int) -> None:
         """Extend `_ends` up to column `last - 1`: whether a sentence ends in it, or has to."""

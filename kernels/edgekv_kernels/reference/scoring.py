@@ -21,6 +21,8 @@ def true_scores(
 ) -> torch.Tensor:
     """Scores by keys [n, Hkv, 16, D] of q [T, Hq, D], turned for each leaf by turns [n, R]: [T, Hq, n, 16]."""
     num_kv_heads = keys.shape[1]
-    every = q[None] if turns is None else turned(q, turns, style)
-    grouped = every.unflatten(2, (num_kv_heads, -1)).expand(len(keys), -1, -1, -1, -1)
-    return torch.einsum("ntkgd,nksd->tkgns", grouped, keys.float()).flatten(1, 2) * scale
+    if turns is None:
+        grouped = q.unflatten(1, (num_kv_heads, -1))
+        return torch.einsum("tkgd,nksd->tkgns", grouped, keys.float()).flatten(1, 2) * scale
+    each = turned(q, turns, style).unflatten(2, (num_kv_heads, -1))
+    return torch.einsum("ntkgd,nksd->tkgns", each, keys.float()).flatten(1, 2) * scale

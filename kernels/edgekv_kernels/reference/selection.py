@@ -63,9 +63,12 @@ def _bounds(
     style: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Interval arithmetic of scale * q . k for low <= k <= high [n, Hkv, D]; scale > 0."""
-    grouped = _grouped(q, low.shape[1], turns, style).expand(len(low), -1, -1, -1, -1)
+    grouped = _grouped(q, low.shape[1], turns, style)
+    if turns is None:  # one product instead of one for each row
+        grouped, formula = grouped[0], "tkgd,nkd->tkgn"
+    else:
+        formula = "ntkgd,nkd->tkgn"
     plus, minus = grouped.clamp_min(0), grouped.clamp_max(0)
-    formula = "ntkgd,nkd->tkgn"
     upper = torch.einsum(formula, plus, high) + torch.einsum(formula, minus, low)
     lower = torch.einsum(formula, plus, low) + torch.einsum(formula, minus, high)
     return lower.flatten(1, 2) * scale, upper.flatten(1, 2) * scale
