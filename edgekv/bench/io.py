@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgekv.bench.report import Row
 
 KIB, MIB = 1 << 10, 1 << 20
-_APPENDED_LEAF = 16 << 10  # extents are of many leaves; the default model's have 12 KiB
+_APPENDED_LEAF, _APPENDED_LAYERS = 16 << 10, 32  # as of models: the default one has 30 leaves of 12 KiB a column
 _USUAL_DEPTH = 32
 _GIL_SIZE = 256 * KIB
 _Key = TypeVar("_Key")
@@ -180,7 +180,8 @@ def _appending(folder: Path, size: int, total: int, *, encrypted: bool) -> Calla
     def append() -> Pace:
         try:
             leaf = min(size, _APPENDED_LEAF)
-            return write_leaves(folder, leaf, total, size, MemoryKeys() if encrypted else None)[1]
+            layers = min(size // leaf, _APPENDED_LAYERS)
+            return write_leaves(folder, leaf, total, size, MemoryKeys() if encrypted else None, layers)[1]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -53,20 +53,25 @@ class Leaves:
         return store
 
 
-def _open(folder: Path, size: int, keys: Keys | None, io: str, depth: int | None = None) -> Store:
-    layout = Layout(num_layers=1, leaf_bytes=size, dtype=0, fingerprint=b"bench".ljust(32, b"\0"))
+def _open(
+    folder: Path, size: int, keys: Keys | None, io: str, depth: int | None = None, num_layers: int = 1
+) -> Store:
+    layout = Layout(num_layers=num_layers, leaf_bytes=size, dtype=0, fingerprint=b"bench".ljust(32, b"\0"))
     return Store.open(
         folder, layout, quota_bytes=1 << 40, free_floor_bytes=0, io=io, io_depth=depth, keys=keys
     )
 
 
-def write_leaves(folder: Path, size: int, total: int, extent: int, keys: Keys | None) -> tuple[Leaves, Pace]:
+def write_leaves(
+    folder: Path, size: int, total: int, extent: int, keys: Keys | None, num_layers: int = 1
+) -> tuple[Leaves, Pace]:
     """Appends `total` bytes of leaves in extents of `extent` bytes; the pace until all are on the drive."""
-    per_extent = max(1, min(extent // size, 4096))
-    block = memoryview(os.urandom(per_extent * size))
-    rounds = max(1, total // (per_extent * size))
+    column = num_layers * size
+    per_extent = max(1, min(extent // column, 4096))
+    block = memoryview(os.urandom(per_extent * column))
+    rounds = max(1, total // (per_extent * column))
     ids = np.random.default_rng(0).integers(0, 50_000, rounds * per_extent * LEAF_TOKENS).astype(np.int32)
-    with _open(folder, size, keys, "pread") as store:
+    with _open(folder, size, keys, "pread", num_layers=num_layers) as store:
         chain = store.leaf_keys(SEQUENCE, _NAMESPACE, ids)  # the runtime makes them while it computes
         places: list[LeafPlace] = []
         clock = Clock()
@@ -76,7 +81,7 @@ def write_leaves(folder: Path, size: int, total: int, extent: int, keys: Keys | 
             parent = chain[start - 1] if start else None
             places += store.append(SEQUENCE, chain[start:stop], parent, own, [block])
         store.flush()
-        pace = clock.pace(rounds * per_extent * size)
+        pace = clock.pace(rounds * per_extent * column)
     return Leaves(folder, size, keys, places, (chain[0], ids[:LEAF_TOKENS])), pace
 
 
