@@ -167,7 +167,8 @@ def forget(
     require_kept(data_dir, name, unlock)
     if not yes and sys.stdin.isatty():  # a script that says forget means it
         typer.confirm(f"Destroy {name!r} and all its turns?", abort=True, err=True)
-    forget_kept(data_dir, name, unlock)
+    for notice in forget_kept(data_dir, name, unlock):
+        sys.stderr.write(f"edgekv: {notice}\n")
     if as_json:
         write_json({"forgotten": name})
     else:

@@ -46,10 +46,13 @@ def require_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> None:
         library.require(name)
 
 
-def forget_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> None:
-    """Destroy conversation `name` of the data directory at `path`, key, KV and transcript, without a model."""
+def forget_kept(path: Path, name: str, unlock: Unlock = ENCRYPTED) -> list[str]:
+    """Destroy conversation `name` of the data directory at `path`, key, KV and transcript, without a model.
+
+    Returns what could not be deleted, though nobody can read it, one line each.
+    """
     with opened(path, unlock, is_writable=True) as library:
-        library.forget(name)
+        return library.forget(name)
 
 
 def back_up(path: Path, target: Path, *, with_kv: bool = False) -> Copied:

@@ -58,6 +58,7 @@ class Library:
 
         self._data_dir = data_dir
         self.keys = keys
+        self._notices: list[str] = []
         with translated():
             self._transcripts: Transcripts = Transcripts.open(data_dir, keys)
             try:
@@ -69,7 +70,8 @@ class Library:
     @property
     def notices(self) -> list[str]:
         """What a person should know of keys and transcripts as they were found, one line each."""
-        return [*(self.keys.notices if self.keys is not None else ()), *self._transcripts.notices]
+        of_keys = self.keys.notices if self.keys is not None else ()
+        return [*of_keys, *self._transcripts.notices, *self._notices]
 
     @property
     def is_writable(self) -> bool:
@@ -155,12 +157,13 @@ class Library:
             if self.keys is not None:
                 self.keys.finish(sequence_id)
 
-    def forget(self, name: str) -> None:
-        """Destroy `name`, where no engine has its KV open."""
+    def forget(self, name: str) -> list[str]:
+        """Destroy `name`, where no engine has its KV open; what nobody can read and could not be deleted."""
         sequence_id = self.begin_forgetting(name)
         with translated():
-            forget_kv(self._data_dir, self.keys, sequence_id)
+            left = forget_kv(self._data_dir, self.keys, sequence_id)
         self.end_forgetting(sequence_id)
+        return left
 
     def close(self) -> None:
         """Close the file; the directory's lock stays with its owner."""
@@ -192,12 +195,21 @@ class Library:
         ]
 
     def _finish_forgetting(self) -> None:
+        """Its key is destroyed: what cannot be deleted now is a notice, and the next start tries again."""
+        from edgekv_storage import StorageError  # noqa: PLC0415  numpy comes with it
+
         if self.keys is None or not self._data_dir.is_writable:
             return
         for sequence_id in self.keys.destroyed():
-            forget_kv(self._data_dir, self.keys, sequence_id)
             self._transcripts.delete_sequence(sequence_id)
-            self.keys.finish(sequence_id)
+            try:
+                self._notices += forget_kv(self._data_dir, self.keys, sequence_id)
+            except StorageError as error:
+                self._notices.append(
+                    f"KV of a forgotten conversation, which nobody can read, is left: {error}"
+                )
+            else:
+                self.keys.finish(sequence_id)
 
     def _info(self, row: ConversationRow) -> ConversationInfo:
         meta = decode_meta(row.meta, row.name)
@@ -228,9 +240,11 @@ def check_name(name: str) -> None:
         )
 
 
-def forget_kv(data_dir: DataDir, keys: KeyChain | None, sequence_id: bytes) -> None:
-    """Delete the KV of a sequence without a model. Raises edgekv_storage.StorageError."""
+def forget_kv(data_dir: DataDir, keys: KeyChain | None, sequence_id: bytes) -> list[str]:
+    """Delete the KV of a sequence without a model; what could not be. Raises edgekv_storage.StorageError."""
     from edgekv_storage import Store  # noqa: PLC0415  numpy comes with it
 
     with Store.open(data_dir, None, quota_bytes=sys.maxsize, keys=keys) as store:
+        store.take_notices()  # that a segment has no key any more is no news here
         store.forget(sequence_id)
+        return store.take_notices()

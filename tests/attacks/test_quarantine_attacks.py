@@ -8,7 +8,8 @@ import os
 import pytest
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
-from edgekv_storage import DataDir, Unwritable, check_directory, fix_directory
+from edgekv.conversation.library import Library
+from edgekv_storage import DataDir, KeyChain, Unwritable, check_directory, fix_directory
 from edgekv_storage.io.disk import OsDisk
 
 
@@ -141,3 +142,71 @@ def test_one_file_that_stays_does_not_keep_the_others(data_dir, monkeypatch):
         assert segments_in(data_dir) == []
         assert store.live_bytes == 0
     assert second.name != first.name
+
+
+def _locked_up(monkeypatch, what: str) -> None:
+    real = getattr(OsDisk, what)
+
+    def refuse(disk, path):
+        if "quarantine" in (path.name, path.parent.name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(disk, path)
+
+    monkeypatch.setattr(OsDisk, what, refuse)
+
+
+@pytest.mark.parametrize("what", ["items", "unlink"])
+def test_a_locked_quarantine_blocks_no_start(data_dir, monkeypatch, what):
+    """Guards every start after a `forget`: it failed at a quarantine/ that could not be listed or emptied."""
+    place = data_dir / "quarantine"
+    with DataDir.open(data_dir) as directory:
+        keys = KeyChain.open(directory, protection="file")
+        with open_store(directory, keys=keys) as store:
+            Model(TINY).append(store, 2)
+        place.mkdir()
+        (place / "seg-0000000000000001-0000000000000001.kv").write_bytes(b"ours")
+        keys.destroy(SEQUENCE)
+        _locked_up(monkeypatch, what)
+        with Library(directory, keys) as library:
+            assert [n for n in library.notices if "quarantine could not be emptied" in n] != []
+            assert not any("cannot be believed" in notice for notice in library.notices)
+        assert segments_in(data_dir) == []
+        assert keys.destroyed() == []
+        assert not check_directory(directory, keys).problems
+        monkeypatch.undo()
+        keys.need(OTHER)
+        with open_store(directory, keys=keys) as store:
+            store.forget(OTHER)
+            assert store.take_notices() == []
+    assert list(place.iterdir()) == []
+
+
+def test_without_encryption_a_locked_quarantine_is_told(data_dir, monkeypatch):
+    """Guards `forget`: what it left there could still be read, so it must not claim to be done."""
+    _filled(data_dir)
+    (data_dir / "quarantine").mkdir()
+    _locked_up(monkeypatch, "items")
+    with open_store(data_dir) as store:
+        with pytest.raises(Unwritable, match="could not be emptied"):
+            store.forget(SEQUENCE)
+        assert segments_in(data_dir) == []
+
+
+def test_segments_that_stay_block_no_start(data_dir, monkeypatch):
+    """Guards a start beside files that cannot be removed: it goes on, and the next one tries again."""
+
+    def refuse(_directory, _keys, _sequence_id):
+        raise Unwritable("files could not be removed")
+
+    with DataDir.open(data_dir) as directory:
+        keys = KeyChain.open(directory, protection="file")
+        keys.need(SEQUENCE)
+        keys.destroy(SEQUENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr("edgekv.conversation.library.forget_kv", refuse)
+            with Library(directory, keys) as library:
+                assert any("files could not be removed" in notice for notice in library.notices)
+            assert keys.destroyed() == [SEQUENCE]
+        with Library(directory, keys) as library:
+            assert library.notices == keys.notices
+        assert keys.destroyed() == []

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from storage_fixtures import PAGED, SEQUENCE, TINY, Model, open_store, segments_in
+from storage_fixtures import NAMESPACE, PAGED, SEQUENCE, TINY, Model, open_store, segments_in
 
 import edgekv_storage
-from edgekv_storage import DataDir, KeyChain, Pieces, Transcripts
+from edgekv_storage import DataDir, KeyChain, LeafPlace, Pieces, Transcripts
 from edgekv_storage.check.check import check_directory, fix_directory
 
 
@@ -70,7 +70,7 @@ def test_plain_segments_are_checked_too(data_dir, layout):
 
 
 def test_every_flipped_byte_of_a_segment_is_found_or_padding(data_dir):
-    """Guards completeness: a flip anywhere but in padding is a problem, and leaves are named."""
+    """Guards completeness: a flip anywhere but in padding is a problem, in a section a note; leaves are named."""
     path = _filled(data_dir)
     (file,) = segments_in(path)
     good = file.read_bytes()
@@ -79,7 +79,8 @@ def test_every_flipped_byte_of_a_segment_is_found_or_padding(data_dir):
         keys = KeyChain.open(directory, protection="file")
         for at in range(0, len(good), 97):
             file.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
-            if check_directory(directory, keys).problems:
+            checked = check_directory(directory, keys)
+            if checked.problems or any("section" in note for note in checked.notes):
                 found += 1
             else:
                 padding += 1
@@ -111,12 +112,58 @@ def test_a_damaged_leaf_costs_only_itself(data_dir):
         assert store.live_bytes == file.stat().st_size
 
 
-def test_a_segment_that_cannot_be_walked_is_set_aside(data_dir):
-    """Guards --fix: the segment goes, its leaves count as lost, the index and the text stay right."""
+@pytest.mark.parametrize("at", ["header", "tables"])
+def test_a_damaged_record_costs_only_its_own_leaves(data_dir, at):
+    """Guards --fix: it moved whole segments away that the store read, but for one record, well."""
     path = _filled(data_dir)
     (file,) = segments_in(path)
     data = bytearray(file.read_bytes())
-    data[4096 + 60] ^= 1  # the first record's header
+    data[4096 + (60 if at == "header" else 300)] ^= 1
+    file.write_bytes(data)
+    for _ in range(2):  # the second time it is known, and not lost again
+        _, done = _check(path, fix=True)
+        assert any("3 damaged leaves" in line for line in done)
+        assert segments_in(path) == [file]
+    checked, _ = _check(path)
+    assert (checked.problems, checked.segments[0].records[0].state) == ([], "damaged")
+    assert any("they are known" in note for note in checked.notes)
+    with DataDir.open(path) as directory, open_store(directory, keys=KeyChain.open(directory)) as store:
+        assert store.stored_paths(SEQUENCE, NAMESPACE) == []  # nothing leads to the second record any more
+        assert (store._catalog.record(1, 0), len(store._catalog.record(1, 1).keys)) == (None, 2)
+        assert [loss.num_tokens for loss in store.forgotten(SEQUENCE)] == [3 * 16]
+
+
+@pytest.mark.parametrize("kind", [7, 8])
+def test_a_damaged_section_costs_no_leaf(data_dir, kind):
+    """Guards --fix: a flip in what can be made from the leaves again threw a whole segment away."""
+    path = _filled(data_dir)
+    (file,) = segments_in(path)
+    with DataDir.open(path) as directory, open_store(directory, keys=KeyChain.open(directory)) as store:
+        store.holds(SEQUENCE, b"")
+        store._readers.load_tables([LeafPlace(1, 0, 0)])
+        record = store._catalog.record(1, 0)
+        (section,) = (s for s in record.tables.sections if s.kind == kind)
+        offset = record.entry.offset + section.offset
+    data = bytearray(file.read_bytes())
+    data[offset + 3] ^= 1
+    file.write_bytes(data)
+    checked, done = _check(path, fix=True)
+    assert checked.problems == []
+    assert any(f"section {kind} " in note and "its leaves are good" in note for note in checked.notes)
+    assert not any("quarantine" in line or "damaged" in line for line in done)
+    assert segments_in(path) == [file]
+    with open_store(path, keys=None) as store:
+        assert store.forgotten(SEQUENCE) == []
+
+
+def test_a_segment_that_cannot_be_walked_is_set_aside(data_dir):
+    """Guards --fix: the segment goes, its leaves count as lost once, the index and the text stay right."""
+    path = _filled(data_dir)
+    (file,) = segments_in(path)
+    checked, _ = _check(path)
+    data = bytearray(file.read_bytes())
+    for record in checked.segments[0].records:
+        data[record.offset + 60] ^= 1  # no record is left that can be read
     file.write_bytes(data)
     _, done = _check(path, fix=True)
     assert any("quarantine" in line for line in done)

@@ -7,9 +7,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from storage_fixtures import SEQUENCE, TINY, Model, open_store, segments_in
+from storage_fixtures import NAMESPACE, OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
-from edgekv_storage import DataDir, StoreClosed, Transcripts
+from edgekv_storage import DataDir, KeyChain, StoreClosed, Transcripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,6 +58,10 @@ def test_a_child_neither_writes_nor_reads_nor_hangs(data_dir, encryption):
             lambda: model.read(store, places),
             lambda: store.provenances(places),
             lambda: store.read_section(places[0], 1),
+            lambda: store.leaf_keys(SEQUENCE, NAMESPACE, model.ids),
+            lambda: store.stored_paths(SEQUENCE, NAMESPACE),
+            lambda: store.note_damage(places, []),
+            store.check,
         ]
         with store._write_lock, store._flush_lock, store._catalog.lock:  # as another thread may at a fork
             assert [_in_child(work) for work in works] == [StoreClosed.__name__] * len(works)
@@ -79,3 +83,23 @@ def test_a_child_writes_no_turn(data_dir):
             assert _in_child(transcripts.close) == "None"
         transcripts.append_turn(chat.id, None, b"parent")
         assert [turn.blob for turn in transcripts.turns(chat.id)] == [b"parent"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_touches_no_key(data_dir):
+    """Guards keys: a child destroyed a key that the parent went on sealing with, so a restart lost the text."""
+    with DataDir.open(data_dir) as directory:
+        keys = KeyChain.open(directory, protection="file")
+        keys.need(SEQUENCE)
+        before = (data_dir / "keys.db").read_bytes()
+        works: list[Callable[[], object]] = [
+            lambda: keys.find(SEQUENCE),
+            lambda: keys.need(OTHER),
+            lambda: keys.destroy(SEQUENCE),
+            lambda: keys.finish(SEQUENCE),
+            lambda: keys.rotate("file"),
+        ]
+        with keys._lock:
+            assert [_in_child(work) for work in works] == [StoreClosed.__name__] * len(works)
+        assert (data_dir / "keys.db").read_bytes() == before
+        keys.need(OTHER)

@@ -77,7 +77,7 @@ class Checked:
     def _segment(self, segment: SegmentFound) -> dict[str, object]:
         sequence_id = segment.sequence_id.hex()
         rows = [asdict(record) for record in segment.records]
-        shown = {k: v for k, v in asdict(segment).items() if k not in ("problems", "records")}
+        shown = {k: v for k, v in asdict(segment).items() if k not in ("problems", "notes", "records")}
         return {
             **shown,
             "sequence_id": sequence_id,
@@ -89,12 +89,12 @@ class Checked:
 def check_segment(
     path: Path, *, end: int | None = None, disk: Disk = OS_DISK, keys: Keys | None = None
 ) -> list[Problem]:
-    """Problems of one segment; `end` is where an unsealed one should end (None: wherever it does)."""
+    """Problems of one segment, its sections' too; `end` is where an unsealed one should end (None: anywhere)."""
     try:
         found = _read_segment(path, disk, keys)
     except OSError as error:
         return [Problem(path.name, 0, f"cannot be read: {error.strerror}")]
-    problems = [Problem(path.name, at, reason) for at, reason in found.problems]
+    problems = [Problem(path.name, at, reason) for at, reason in (*found.problems, *found.notes)]
     if end is not None and found.end < end and found.state not in ("foreign", "newer", "unreadable"):
         problems.append(Problem(path.name, found.end, f"records end {end - found.end} bytes early"))
     return problems
@@ -169,11 +169,12 @@ def _check_one(path: Path, keys: Keys | None, checked: Checked, known: set[LeafP
         return
     if keys is not None and not found.is_encrypted and found.state in ("good", "unsealed", "damaged"):
         found.fail("damaged", "it is not encrypted, so anybody could have made it")
-    if found.state == "damaged" and _has_only_leaves_damaged(found) and known >= {*damaged_places(found)}:
+    if found.state == "damaged" and _is_known(found, known):
         checked.notes.append(f"{path.name} has damaged leaves; they are known and not found again")
     else:
         checked.problems += [Problem(path.name, at, reason) for at, reason in found.problems]
     checked.segments.append(found)
+    checked.notes += [f"{path.name} at {at}: {reason}; its leaves are good" for at, reason in found.notes]
     if found.state == "unsealed":
         checked.notes.append(f"{path.name} is not sealed: {found.reason}; the next start seals it")
 
@@ -182,35 +183,57 @@ def _note_the_rest(path: Path, checked: Checked) -> None:
     owner = DataDir.owner(path)
     if owner is not None and owner != os.getpid():
         checked.notes.append(f"process {owner} is using it: what it is writing may show as cut short")
-    if count := len(Quarantine(OS_DISK, path).items()):
+    try:
+        count = len(Quarantine(OS_DISK, path).items())
+    except OSError as error:
+        checked.notes.append(f"quarantine/ cannot be listed: {error.strerror}")
+        return
+    if count:
         checked.notes.append(f"{count} damaged file(s) lie in quarantine/; the next forget removes them")
 
 
 def damaged_places(segment: SegmentFound) -> list[LeafPlace]:
-    """Leaves of which some layer is damaged."""
+    """Leaves of which some layer is damaged, and all those of records that cannot be read."""
     number = int(segment.file[4:20], 16)
     found = {(record.number, leaf) for record in segment.records for _, leaf in record.damaged_leaves}
+    for record in segment.records:
+        if record.state == "damaged":
+            found |= {(record.number, leaf) for leaf in range(record.num_leaves)}
     return [LeafPlace(number, record, leaf) for record, leaf in sorted(found)]
 
 
-def _num_leaves(segment: SegmentFound) -> int:
-    return sum(record.num_leaves for record in segment.records)
+def _lost(segment: SegmentFound, known: set[LeafPlace], *, whole: bool) -> list[Loss]:
+    """What is lost of it, all or the damaged leaves, but for leaves whose loss was counted before."""
+    sizes = [(record.num_bytes, record.num_leaves) for record in segment.records if record.num_leaves]
+    num_leaves = sum(count for _, count in sizes)
+    number = int(segment.file[4:20], 16)
+    counted = sum(place.segment == number for place in known)
+    lost = num_leaves - counted if whole else len(set(damaged_places(segment)) - known)
+    if lost <= 0:
+        return []
+    size = sum(num_bytes for num_bytes, _ in sizes) // num_leaves
+    return [Loss(segment.sequence_id, DAMAGE, LEAF_TOKENS * lost, size * lost, 0)]
 
 
 def _is_hopeless(segment: SegmentFound, keys: Keys | None) -> bool:
-    """Whether it cannot be walked; single leaves are noted instead, a torn end is cut off by the next start."""
+    """Whether nothing of it can be read, or believed. What else is damaged costs its own leaves only.
+
+    A torn end is cut off by the next start.
+    """
     if segment.state != "damaged":
         return segment.state == "unreadable" and keys is not None
     states = [record.state for record in segment.records]
-    has_good = "good" in states or "damaged leaves" in states
     is_foreign = keys is not None and not segment.is_encrypted
-    return is_foreign or not has_good or (segment.is_sealed and not _has_only_leaves_damaged(segment))
+    return is_foreign or not ("good" in states or "damaged leaves" in states)
 
 
-def _has_only_leaves_damaged(segment: SegmentFound) -> bool:
-    num_leaves = sum(len(record.damaged_leaves) for record in segment.records)
-    is_walked = all(record.state in ("good", "damaged leaves") for record in segment.records)
-    return is_walked and num_leaves == len(segment.problems)
+def _is_known(segment: SegmentFound, known: set[LeafPlace]) -> bool:
+    """Whether all that is wrong with it was noted before."""
+    bad = [record for record in segment.records if record.state == "damaged"]
+    is_told = segment.is_sealed and all(record.num_leaves for record in bad)
+    num_problems = sum(len(record.damaged_leaves) for record in segment.records) + len(bad)
+    is_all = num_problems == len(segment.problems) and (is_told or not bad)
+    return is_all and known >= {*damaged_places(segment)}
 
 
 def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> list[str]:
@@ -228,14 +251,10 @@ def fix_directory(directory: DataDir, keys: Keys | None, checked: Checked) -> li
         if _is_hopeless(segment, keys):
             Quarantine(OS_DISK, path).take(path / segment.file)
             done.append(f"{segment.file} was moved to quarantine/; its leaves are computed again")
-            tokens = LEAF_TOKENS * _num_leaves(segment)
-            if tokens:  # its header was right: it says whose it was
-                losses.append(Loss(segment.sequence_id, DAMAGE, tokens, segment.num_bytes, 0))
+            losses += _lost(segment, known, whole=True)  # records were found: its header says whose it was
         elif places := damaged_places(segment):
             dead += places
-            if new := set(places) - known:
-                size = sum(record.num_bytes for record in segment.records) // max(1, _num_leaves(segment))
-                losses.append(Loss(segment.sequence_id, DAMAGE, LEAF_TOKENS * len(new), size * len(new), 0))
+            losses += _lost(segment, known, whole=False)
             done.append(f"{len(places)} damaged leaves of {segment.file} are not found again, but computed")
     for suffix in ("", "-wal", "-shm"):
         (path / f"index.db{suffix}").unlink(missing_ok=True)

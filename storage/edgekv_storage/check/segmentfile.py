@@ -37,7 +37,8 @@ _MAX_LEAVES, _MAX_SECTIONS, _MAX_LISTED = 4096, 64, 2**20
 class RecordFound:
     """One record. `state`: good, damaged (its header or tables), damaged leaves, cut short or unreadable.
 
-    `damaged_leaves`: (layer, leaf). `reason` is empty for a good one.
+    `damaged_leaves`: (layer, leaf). `reason` is empty for a good one. `sections`: what is wrong with which: the
+    leaves are good all the same, and what a section holds can be made from them.
     """
 
     offset: int
@@ -47,13 +48,14 @@ class RecordFound:
     state: str = "good"
     reason: str = ""
     damaged_leaves: list[tuple[int, int]] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class SegmentFound:
     """One segment. `state`: good, damaged, unsealed, unreadable (no key), foreign or newer.
 
-    `end` is behind the last record that counts; `problems` are (offset, reason).
+    `end` is behind the last record that counts; `problems` are (offset, reason), `notes` too: of sections.
     """
 
     file: str
@@ -66,6 +68,7 @@ class SegmentFound:
     end: int = _PAGE
     records: list[RecordFound] = field(default_factory=list)
     problems: list[tuple[int, str]] = field(default_factory=list)
+    notes: list[tuple[int, str]] = field(default_factory=list)
 
     def fail(self, state: str, reason: str, offset: int = 0) -> SegmentFound:
         """The whole segment cannot be read, for a reason."""
@@ -139,8 +142,9 @@ def _check_records(segment: _Segment, found: SegmentFound) -> None:
                 (record.offset, f"leaf {leaf} of layer {layer} is damaged")
                 for layer, leaf in record.damaged_leaves
             ]
-        elif record.state != "good" or record.reason:
+        elif record.state != "good":
             found.problems.append((record.offset, record.reason))
+        found.notes += [(record.offset, reason) for reason in record.sections]
     if found.num_bytes % _PAGE:
         found.problems.append((found.num_bytes, "the file does not end on a page"))
     if found.problems:
@@ -175,6 +179,9 @@ def _read_footer(segment: _Segment, num_bytes: int) -> list[tuple[int, int, int,
 def _check_listed(segment: _Segment, number: int, row: tuple[int, int, int, int]) -> RecordFound:
     """A record of a sealed segment: judged alone."""
     offset, num_bytes, table_bytes, leaves = row
+    leaves = (
+        leaves if leaves <= _MAX_LEAVES else 0
+    )  # the footer's sum has no key: anybody could claim any number
     try:
         record, tables = _read_record(segment, number, offset)
     except _Bad as reason:
@@ -221,6 +228,8 @@ class _Tables:
     def check_content(self, segment: _Segment, record: RecordFound) -> None:
         """Opens every section and leaf, and says in `record` which do not open."""
         self._check_sections(segment, record)
+        if record.state != "good":
+            return
         stride = _pages(self._leaves * segment.leaf_bytes)
         for layer in range(segment.layers):
             run = segment.read(
@@ -246,22 +255,31 @@ class _Tables:
             )
             data = segment.read(num_bytes, record.offset + offset) if is_inside else b""
             if not is_inside or len(data) != num_bytes:
-                record.reason = f"section {kind} is damaged"
+                record.sections.append(f"section {kind} is damaged")
             elif flags & ~3 or flags == 2:
-                record.reason = f"section {kind} has flags {flags:#x}, which this version does not know"
+                record.sections.append(
+                    f"section {kind} has flags {flags:#x}, which this version does not know"
+                )
             elif not flags:
                 if _open(segment, self._number, _FIRST_SECTION + place, self._context, data, last) is None:
-                    record.reason = f"section {kind} is damaged"
-            elif reason := self._check_pieces(segment, place, data, last, by_leaf=bool(flags & 2)):
-                record.reason = f"section {kind} {reason}"
+                    record.sections.append(f"section {kind} is damaged")
+            elif reason := self._check_cut(data, last, by_leaf=bool(flags & 2)):
+                record.state, record.reason = "damaged", f"section {kind} {reason}"
+            elif reason := self._check_pieces(segment, place, data, last):
+                record.sections.append(f"section {kind} {reason}")
 
-    def _check_pieces(
-        self, segment: _Segment, place: int, data: bytes, cut: bytes, *, by_leaf: bool
-    ) -> str | None:
-        """Opens every piece; what is wrong with the section."""
+    def _check_cut(self, data: bytes, cut: bytes, *, by_leaf: bool) -> str | None:
+        """Why tables with such a section cannot be right."""
         piece_bytes, zero, run_bytes = _CUT.unpack(cut)
         if not piece_bytes or not run_bytes or zero or (by_leaf and run_bytes % self._leaves):
             return "is cut in an impossible way"
+        if not data or len(data) % (run_bytes + -(-run_bytes // piece_bytes) * 16):
+            return "does not hold whole runs of pieces"
+        return None
+
+    def _check_pieces(self, segment: _Segment, place: int, data: bytes, cut: bytes) -> str | None:
+        """Opens every piece; what is wrong with the section."""
+        piece_bytes, _, run_bytes = _CUT.unpack(cut)
         at, number, bad = 0, 0, 0
         while at < len(data):
             left = run_bytes
@@ -269,12 +287,8 @@ class _Tables:
                 size = min(left, piece_bytes)
                 sealed, tag = data[at : at + size], data[at + size : at + size + 16]
                 index = _FIRST_PIECE + place * 2**32 + number
-                is_whole = len(tag) == 16
-                opened = _open(segment, self._number, index, self._context, sealed, tag) if is_whole else None
-                bad += opened is None
+                bad += _open(segment, self._number, index, self._context, sealed, tag) is None
                 at, number, left = at + size + 16, number + 1, left - size
-                if at > len(data):
-                    return "does not hold whole runs of pieces"
         return f"has {bad} damaged pieces of {number}" if bad else None
 
 

@@ -125,6 +125,7 @@ class KeyChain:
 
     def find(self, sequence_id: bytes) -> ConversationKey | None:
         """None when it is unknown or was destroyed. A damaged one is None too, and a notice says so."""
+        self.directory.require_own_process()  # before the lock, which a child made by fork may never get
         with self._lock:
             known = self._open.get(sequence_id)
             if known is not None:
@@ -146,6 +147,7 @@ class KeyChain:
         Raises KeysDamaged where there is one that cannot be read: a new one over old data would lose it;
         NoSuchConversation where it was destroyed.
         """
+        self.directory.require_own_process()
         with self._lock:
             found = self.find(sequence_id)
             if found is not None:
@@ -168,6 +170,7 @@ class KeyChain:
 
         Until `finish` the chain remembers that something may have to be deleted still.
         """
+        self.directory.require_own_process()
         with self._lock:
             self._open.pop(sequence_id, None)
             self._table.destroy_key(sequence_id)
@@ -179,6 +182,7 @@ class KeyChain:
 
     def finish(self, sequence_id: bytes) -> None:
         """Nothing of a destroyed sequence is left: its last trace goes."""
+        self.directory.require_own_process()
         with self._lock:
             self._table.drop_key(sequence_id)
             self._rows = None
@@ -195,6 +199,7 @@ class KeyChain:
 
         Killed at any moment it leaves a chain that opens. Raises KeyUnavailable, with nothing changed.
         """
+        self.directory.require_own_process()
         kind = self._same_kind() if protection == "auto" else protectors.choose_kind(protection, unlocking)
         self._replace(kind, os.urandom(MASTER_BYTES), unlocking, recovery_told=None)
 

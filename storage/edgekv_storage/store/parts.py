@@ -77,14 +77,19 @@ class Parts:
         if failure is not None:
             raise failure
 
-    def empty_quarantine(self) -> int:
-        """What lies there may belong to anyone and cannot say so; how many files. Raises Unwritable."""
+    def empty_quarantine(self, *, must: bool = True) -> int:
+        """What lies there may belong to anyone and cannot say so; how many files.
+
+        Raises Unwritable; where it need not be, that is a notice, and the next attempt is the next forget's.
+        """
         try:
             return self.quarantine.empty()
         except OSError as error:
-            raise Unwritable(
-                f"{self.quarantine.path} could not be emptied ({error.strerror}): remove it"
-            ) from error
+            reason = f"{self.quarantine.path} could not be emptied ({error.strerror}): remove it"
+            if must:
+                raise Unwritable(reason) from error
+            self.notices.append(reason)
+            return 0
         finally:
             with self.catalog.lock:
                 self.catalog.aside_bytes = self.quarantine.num_bytes

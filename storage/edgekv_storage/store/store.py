@@ -173,6 +173,7 @@ class Store(Finding):
         A chain may change its namespace anywhere: `parent` is a key of any. Keys depend on a secret of the
         conversation, whose key is made where there is none. Raises StorageError where that cannot be kept.
         """
+        self._need_own_process()
         layout = self._need_layout()
         secret = NO_LEAF_SECRET if self._keys is None else self._keys.need(sequence_id).leaf_secret
         return leaf_keys(layout.fingerprint, namespace, token_ids, parent, secret)
@@ -233,7 +234,10 @@ class Store(Finding):
             self._indexing.commit_synced()
 
     def forget(self, sequence_id: bytes) -> bool:
-        """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable."""
+        """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable.
+
+        With encryption a quarantine/ that cannot be emptied is a notice: without its key nobody reads it.
+        """
         self._need_own_process()
         with self._flush_lock, self._write_lock:
             self._need_open()
@@ -242,11 +246,12 @@ class Store(Finding):
                 gone = self._catalog.files_of(sequence_id)
                 self._indexing.losses.clear(sequence_id)
             self._parts.remove(gone)
-            self._parts.empty_quarantine()
+            self._parts.empty_quarantine(must=self._keys is None)
         return bool(gone)
 
     def note_damage(self, places: Collection[LeafPlace], losses: Collection[Loss]) -> None:
         """Leaves that somebody else found damaged, and what is lost in all: for `check --fix`."""
+        self._need_own_process()
         with self._catalog.lock:
             self._indexing.newly_dead |= {p for p in places if p.segment in self._catalog.segments}
             for loss in losses:
@@ -282,6 +287,7 @@ class Store(Finding):
 
     def stored_paths(self, sequence_id: bytes, namespace: bytes) -> list[NDArray[np.int32]]:
         """Token ids [T] of every path stored of a sequence in one namespace, verified; see paths.py."""
+        self._need_own_process()
         self._need_layout()
         with self._catalog.lock:
             self._need_open()
@@ -344,6 +350,7 @@ class Store(Finding):
 
     def check(self) -> list[Problem]:
         """Reads every byte of every segment and verifies it; slow. Empty when all is well."""
+        self._need_own_process()
         with self._catalog.lock:
             segments = [s for s in self._catalog.segments.values() if s.seal is not None]
         problems: list[Problem] = []
