@@ -16,7 +16,7 @@ from edgekv_storage.datadir import DataDir
 from edgekv_storage.errors import KeysDamaged, StorageError, TranscriptDamaged, UnknownFormat, Unwritable
 from edgekv_storage.files import NotAFile, open_private, sync_directory
 from edgekv_storage.keychain.keychain import look
-from edgekv_storage.looking import COPY_IT, open_to_look
+from edgekv_storage.looking import COPY_IT, look_at_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,13 +122,7 @@ def _copy_database(source: Path, target: Path) -> None:
     """A consistent copy although somebody may be writing; checked, and without a journal of its own."""
     damaged = KeysDamaged if source.name == "keys.db" else TranscriptDamaged
     try:
-        with contextlib.ExitStack() as stack:
-            old = stack.enter_context(contextlib.closing(open_to_look(source)))
-            os.close(open_private(target, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            new = stack.enter_context(contextlib.closing(sqlite3.connect(target)))
-            old.backup(new)
-            new.execute("PRAGMA journal_mode = DELETE")
-            (verdict,) = new.execute("PRAGMA quick_check(1)").fetchone()
+        verdict = look_at_whole(source, lambda old: _copy_rows(old, target))
     except NotAFile as error:
         raise damaged(f"{source} is not an ordinary file: put the real one back") from error
     except sqlite3.OperationalError as error:
@@ -142,6 +136,17 @@ def _copy_database(source: Path, target: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _copy_rows(old: sqlite3.Connection, target: Path) -> str:
+    """SQLite's opinion of the copy. A copy that was made before, and dropped, is in nobody's way."""
+    target.unlink(missing_ok=True)
+    os.close(open_private(target, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+    with contextlib.closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+        new.execute("PRAGMA journal_mode = DELETE")
+        (verdict,) = new.execute("PRAGMA quick_check(1)").fetchone()
+    return str(verdict)
 
 
 def _copy_files(source: Path, target: Path, names: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import threading
 
 import pytest
@@ -22,6 +24,7 @@ from edgekv_storage import (
     Unwritable,
     backup,
 )
+from edgekv_storage.looking import look_at_whole
 
 
 @pytest.fixture
@@ -199,3 +202,74 @@ def test_models_and_a_log_do_not_stop_a_restore(filled, tmp_path):
     assert text_of(target) == {"trip": [b"hello"]}
     with pytest.raises(Unwritable, match="not an empty folder"):
         backup.restore(tmp_path / "safe", target)
+
+
+def _two_rows(path):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return [value for (value,) in db.execute("SELECT v FROM t WHERE id IN (1, 4000) ORDER BY id")]
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+@pytest.mark.parametrize("when", ["opened", "copied"])
+def test_a_writer_that_begins_in_mid_copy_tears_nothing(tmp_path, monkeypatch, mode, when):
+    """Guards a database at rest: copied without SQLite's locks, a commit meanwhile was half in the copy."""
+    source, target = tmp_path / "a.db", tmp_path / "b.db"
+    with contextlib.closing(sqlite3.connect(source)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, v INTEGER, b BLOB)")
+        db.executemany("INSERT INTO t VALUES (?, 0, ?)", ((i, bytes(3000)) for i in range(1, 4001)))
+        db.commit()
+    began = []
+
+    def write():
+        began.append(when)
+        with contextlib.closing(sqlite3.connect(source)) as writer:
+            writer.execute("UPDATE t SET v = v + 1 WHERE id IN (1, 4000)")
+            writer.commit()
+
+    class Half:
+        """A connection whose first copy has a commit in its middle."""
+
+        def __init__(self, db):
+            self._db = db
+
+        def backup(self, new):
+            if began:
+                return self._db.backup(new)
+            if when == "opened":
+                self._db.execute(
+                    "SELECT v FROM t WHERE id = 1"
+                ).fetchone()  # the page it keeps is the old one
+                write()
+                return self._db.backup(new)
+            return self._db.backup(new, pages=500, progress=lambda *_: None if began else write())
+
+    copy = backup._copy_rows
+    monkeypatch.setattr(backup, "_copy_rows", lambda db, path: copy(Half(db), path))
+    backup._copy_database(source, target)
+    assert began == [when]
+    assert _two_rows(target) == [1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("b")) == ["b.db"]
+
+
+def test_a_check_that_met_a_writer_looks_again(tmp_path):
+    """Guards `edgekv check` beside a start: pages of before and after together looked like damage."""
+    source = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(source)) as db:
+        db.execute("CREATE TABLE t (v INTEGER)")
+    seen = []
+
+    def look(db):
+        if not seen:
+            with contextlib.closing(sqlite3.connect(source)) as writer:
+                writer.execute("INSERT INTO t VALUES (7)")
+                writer.commit()
+        seen.append(db.execute("SELECT count(*) FROM t").fetchone()[0])
+        if len(seen) == 1:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return seen[-1]
+
+    assert look_at_whole(source, look) == 1
+    seen.append(0)
+    assert look_at_whole(source, look) == 1
+    assert len(seen) == 4  # nobody wrote: once is enough

@@ -6,11 +6,13 @@ import errno
 import os
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
-from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
+from storage_fixtures import OTHER, SEQUENCE, TINY, FixedKeys, Model, open_store, segments_in
 
 from edgekv_storage.io.disk import OsDisk
+from edgekv_storage.segments.format import PAGE, SegmentHeader
 from edgekv_storage.space import compaction
 from edgekv_storage.store.catalog import Catalog
 
@@ -145,6 +147,45 @@ def test_two_directories_merged(data_dir, tmp_path):
         assert store.forget(SEQUENCE)
     assert segments_in(data_dir) == []
     assert list((data_dir / "quarantine").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_segments_with_one_number_the_one_that_opens_is_kept(data_dir, tmp_path, is_first):
+    """Guards a rebuilt index: a planted file with an earlier name took the real one's place."""
+    real, planted = Model(TINY), Model(TINY, OTHER, seed=50)
+    with open_store(data_dir, keys=FixedKeys()) as store:
+        real.append(store, 3)
+    other = tmp_path / "second"
+    with open_store(other, keys=FixedKeys()) as store:
+        planted.append(store, 3)
+    (ours,), (theirs,) = segments_in(data_dir), segments_in(other)
+    name = ours.name[:21] + ("0" * 16 if is_first else "f" * 16) + ".kv"
+    header = SegmentHeader.unpack(theirs.read_bytes()[:PAGE])
+    header = replace(header, random=int(name[21:37], 16))  # right in itself, and no key opens what follows
+    (data_dir / name).write_bytes(header.pack() + theirs.read_bytes()[PAGE:])
+    (data_dir / "index.db").unlink()
+    with open_store(data_dir, keys=FixedKeys()) as store:
+        assert any(name in notice for notice in store.take_notices())
+        assert segments_in(data_dir) == [ours]
+        assert (store.forgotten(SEQUENCE), store.forgotten(OTHER)) == ([], [])
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_what_a_twin_held_is_counted_as_lost(data_dir, tmp_path, has_index):
+    """Guards the person: leaves of a segment set aside for its number went without a word."""
+    with open_store(data_dir) as store:
+        Model(TINY).append(store, 3)
+    with open_store(tmp_path / "second") as store:
+        Model(TINY, OTHER, seed=50).append(store, 5)
+    (theirs,) = segments_in(tmp_path / "second")
+    shutil.copy(theirs, data_dir / theirs.name)
+    if not has_index:
+        (data_dir / "index.db").unlink()
+    for _ in range(2):
+        with open_store(data_dir) as store:
+            lost = [(i, loss.num_tokens) for i in (SEQUENCE, OTHER) for loss in store.forgotten(i)]
+            assert lost in ([(OTHER, 80)], [(SEQUENCE, 48)])
+            assert lost == [(OTHER, 80)] or not has_index
 
 
 def test_errors_of_sealing_in_passing_are_told(data_dir, monkeypatch):

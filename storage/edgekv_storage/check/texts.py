@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StorageError
 from edgekv_storage.files import read_private
-from edgekv_storage.looking import open_to_look
+from edgekv_storage.looking import look_at_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,11 +56,9 @@ def check_database(path: Path) -> list[str]:
     if not os.path.lexists(path):
         return []
     try:
-        db = open_to_look(path)
-        try:
-            answers = [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
-        finally:
-            db.close()
+        answers = look_at_whole(
+            path, lambda db: [str(row[0]) for row in db.execute("PRAGMA integrity_check(5)")]
+        )
     except OSError as error:
         return [f"it cannot be opened: {error.strerror}"]
     except sqlite3.Error as error:
@@ -92,12 +90,13 @@ def check_index(path: Path, segments: list[SegmentFound]) -> list[str]:
     if not os.path.lexists(path):
         return []
     try:
-        db = open_to_look(path)
-        try:
-            names = dict(db.execute("SELECT name, bytes FROM segments"))
-            rows = db.execute("SELECT segment, number, offset, bytes FROM records").fetchall()
-        finally:
-            db.close()
+        names, rows = look_at_whole(
+            path,
+            lambda db: (
+                dict(db.execute("SELECT name, bytes FROM segments")),
+                db.execute("SELECT segment, number, offset, bytes FROM records").fetchall(),
+            ),
+        )
     except OSError:
         return []  # told by check_database
     except sqlite3.Error as error:

@@ -90,7 +90,7 @@ def find_segments(
     found = Found()
     known = {row.name: row for row in rows}
     items = disk.items(directory)
-    twins = _twins(disk, directory, items, known)
+    twins = _twins(disk, directory, items, known, keys)
     for item in items:
         if not SEGMENT_NAME.fullmatch(item.name):
             continue
@@ -101,7 +101,9 @@ def find_segments(
             continue
         path = directory / item.name
         if item.name in twins:
-            _set_aside(disk, path, row, "another segment has its number", found)
+            lost = _tables_in(disk, path, keys)
+            if _set_aside(disk, path, row, "another segment has its number", found):
+                found.lost += lost
             continue
         segment = _from_row(path, row, item.num_bytes, keys) if row else None
         if segment is None:
@@ -190,8 +192,13 @@ def _adopt(
     return segment
 
 
-def _twins(disk: Disk, directory: Path, items: Iterable[Item], known: Container[str]) -> set[str]:
-    """Segments whose number another one has, as when two directories were merged: one of them is kept."""
+def _twins(
+    disk: Disk, directory: Path, items: Iterable[Item], known: Container[str], keys: Keys | None
+) -> set[str]:
+    """Segments whose number another one has, as when two directories were merged: one of them is kept.
+
+    What the index knows is; else what a key opens, as anybody may have made the other.
+    """
     by_number: dict[str, list[str]] = {}
     for item in items:
         if item.is_file and SEGMENT_NAME.fullmatch(item.name):
@@ -200,7 +207,7 @@ def _twins(disk: Disk, directory: Path, items: Iterable[Item], known: Container[
     for names in by_number.values():
         if len(names) > 1:
             ours = [name for name in names if _is_ours(disk, directory / name)]
-            ours.sort(key=lambda name: name not in known)  # what the index knows is kept
+            ours.sort(key=lambda name: (name not in known, not _tables_in(disk, directory / name, keys)))
             found.update(ours[1:])
     return found
 
@@ -211,6 +218,19 @@ def _is_ours(disk: Disk, path: Path) -> bool:
     except (Malformed, OSError):
         return False
     return True
+
+
+def _tables_in(disk: Disk, path: Path, keys: Keys | None) -> list[tuple[bytes, int, int]]:
+    """What would be lost with a segment: (sequence id, tokens, bytes), nothing where no record opens."""
+    file = SegmentFile(path, use_direct=False, disk=disk)
+    try:
+        header = read_header(file)
+        seal = seal_of(header, keys)
+        records = scan(file, header, seal).records if seal is not None else []
+    except (Malformed, OSError):
+        return []
+    tokens = LEAF_TOKENS * sum(len(tables.keys) for _, _, tables in records)
+    return [(header.sequence_id, tokens, file.num_bytes)] if tokens else []
 
 
 def _is_blank(file: SegmentFile) -> bool:
@@ -249,20 +269,21 @@ def _seal(disk: Disk, segment: Segment, found: Found) -> None:
             found.notices.append(f"{segment.path.name} could not be sealed ({error.strerror})")
 
 
-def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, found: Found) -> None:
-    """Ours and unreadable: quarantine, where `forget` deletes it. Not known to be ours: left alone."""
+def _set_aside(disk: Disk, path: Path, row: SegmentRow | None, reason: str, found: Found) -> bool:
+    """Ours and unreadable: quarantine, where `forget` deletes it. Not known to be ours: left alone, False."""
     if row is None and "not a segment" in reason:
         found.notices.append(f"{path.name} was left alone: {reason}; move it away if it is yours")
-        return
+        return False
     try:
         Quarantine(disk, path.parent).take(path)
     except OSError as error:
         found.notices.append(
             f"{path.name} cannot be believed ({reason}) and could not be moved to quarantine/ ({error.strerror})"
         )
-        return
+        return False
     found.gone.append((path.name, int(path.name[4:20], 16)))
     found.notices.append(f"{path.name} cannot be believed ({reason}) and was moved to quarantine/")
+    return True
 
 
 def _count_lost(
