@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from edgekv.bench.report import Row
 
 KIB, MIB = 1 << 10, 1 << 20
-_APPENDED_LEAF, _APPENDED_LAYERS = 16 << 10, 32  # as of models: the default one has 30 leaves of 12 KiB a column
+_APPENDED_LEAF = 16 << 10  # as of models: the default one has 30 leaves of 12 KiB a column
+_APPENDED_LAYERS = 32
 _USUAL_DEPTH = 32
 _GIL_SIZE = 256 * KIB
 _Key = TypeVar("_Key")

@@ -184,14 +184,18 @@ class DiskTier:
             )
         except (QuotaExceeded, DiskFull):
             keep = {sequence_id, self.active_id or sequence_id}
+            before = self.store.live_bytes
             evicted = self.store.make_room(len(keys) * self.shape.column_bytes, keep)
-            if not evicted:
+            if (
+                not evicted and self.store.live_bytes >= before
+            ):  # what nobody misses may have made room as well
                 raise
             self._evicted += evicted
-            self.notify(
-                f"no room on disk: KV of {len(evicted)} conversation(s) that is least likely to be missed was "
-                "dropped; their text is kept, and it is computed again when needed"
-            )
+            if evicted:
+                self.notify(
+                    f"no room on disk: KV of {len(evicted)} conversation(s) that is least likely to be missed was "
+                    "dropped; their text is kept, and it is computed again when needed"
+                )
             return self.store.append(
                 sequence_id, keys, parent, token_ids, leaves, provenance=provenance, sections=sections
             )

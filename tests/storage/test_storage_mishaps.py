@@ -14,6 +14,7 @@ from storage_fixtures import OTHER, SEQUENCE, TINY, FixedKeys, Model, open_store
 from edgekv_storage.io.disk import OsDisk
 from edgekv_storage.segments.format import PAGE, SegmentHeader
 from edgekv_storage.space import compaction
+from edgekv_storage.store import reading
 from edgekv_storage.store.catalog import Catalog
 
 
@@ -226,3 +227,66 @@ def test_too_many_open_files_at_a_flush(data_dir, monkeypatch):
         store.flush()
         assert all(w.segment.synced == w.segment.end for w in store._writers._open.values())
         assert store.take_notices() == []
+
+
+@pytest.mark.parametrize("io", ["pread", "uring"])
+def test_our_own_failure_is_no_damage(data_dir, monkeypatch, io):
+    """Guards leaves against us: no memory for a read marked every leaf of the record as dead, for good."""
+    model = Model(TINY)
+    with open_store(data_dir) as store:
+        model.append(store, 4)
+    with open_store(data_dir, io=io) as store:
+        monkeypatch.setattr(reading.TablesRead, "begin", _raising(MemoryError()))
+        assert model.find(store) == []
+        monkeypatch.undo()
+        assert store.stats().damaged_leaves == 0
+    with open_store(data_dir, io=io) as store:
+        assert model.read(store, model.find(store)) == (12, 0)
+
+
+def test_what_compaction_could_not_copy_keeps_its_source(data_dir, monkeypatch):
+    """Guards good leaves: a range that met an error of ours counted as copied, and its source was deleted."""
+    monkeypatch.setattr(compaction, "MIN_LIVE", 2.0)  # everything is copied
+    model = Model(TINY)
+    with open_store(data_dir) as store:
+        model.append(store, 8)
+    with open_store(data_dir, io="pread") as store:
+        monkeypatch.setattr(compaction.Compactor, "_write", _raising(MemoryError()))
+        with pytest.raises(MemoryError):
+            _tidy(store)
+        monkeypatch.undo()
+        assert model.read(store, model.find(store)) == (24, 0)
+        assert store.forgotten(SEQUENCE) == []
+        assert store.check() == []
+
+
+@pytest.mark.parametrize("io", ["pread", "uring"])
+def test_no_thread_can_be_started(data_dir, monkeypatch, io):
+    """Guards waiters: a thread that did not start was remembered as running, and reads hung for ever."""
+    model = Model(TINY)
+    with open_store(data_dir) as store:
+        model.append(store, 2)
+    with open_store(data_dir, io=io) as store:
+        monkeypatch.setattr(threading.Thread, "start", _raising(RuntimeError("can't start new thread")))
+        assert model.find(store) == []
+        monkeypatch.undo()
+        assert model.read(store, model.find(store)) == (6, 0)
+
+
+def test_notices_are_told_once_and_all(data_dir):
+    """Guards notices that another thread adds while they are taken."""
+    with open_store(data_dir) as store:
+        told, count = [], 20_000
+        writer = threading.Thread(target=lambda: [store._notices.append(str(i)) for i in range(count)])
+        writer.start()
+        while writer.is_alive():
+            told += store.take_notices()
+        told += store.take_notices()
+        assert told == [str(i) for i in range(count)]
+
+
+def _raising(error):
+    def refuse(*_args, **_options):
+        raise error
+
+    return refuse

@@ -287,3 +287,29 @@ def test_a_turn_is_not_acknowledged_into_a_removed_file(directory, keys, what):
         with pytest.raises(Unwritable, match="was removed or replaced"):
             transcripts.append_turn(chat.id, None, b"lost")
         assert len(transcripts.turns(chat.id)) == 1, "what was acknowledged can be read on"
+
+
+def test_a_damaged_sql_index_hides_no_turn(directory, keys):
+    """Guards turns: a flipped bit in SQLite's index showed one turn twice instead of another, and their number was
+    right. A forget by that index would have left the hidden row behind."""
+    with Transcripts.open(directory, keys) as transcripts:
+        chats = [transcripts.create_conversation(n, s) for n, s in (("a", SEQUENCE), ("b", OTHER))]
+        for chat in chats:
+            for text in (b"one", b"two", b"three"):
+                transcripts.append_turn(chat.id, None, text)
+    path = directory.path / "transcripts.db"
+    with sqlite3.connect(path) as db:
+        (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'turns_of'").fetchone()
+    db.close()
+    data = bytearray(path.read_bytes())
+    page = slice((root - 1) * 4096, root * 4096)
+    entry = b"\x04\x01\x01\x01\x02\x05\x05"  # record header, conversation 2, turn 5, its row
+    assert data[page].count(entry) == 1
+    data[page.start + data[page].index(entry) + 6] ^= 1
+    path.write_bytes(data)
+    with Transcripts.open(directory, keys) as transcripts:
+        assert [t.blob for t in transcripts.turns(chats[1].id)] == [b"one", b"two", b"three"]
+        transcripts.delete(chats[1].id)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM turns").fetchone() == (3,)
+    db.close()

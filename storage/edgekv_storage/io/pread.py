@@ -71,15 +71,27 @@ class PreadReader:
         with self._ready:
             if self._is_closed or self._process != os.getpid():
                 raise StoreClosed("the store is closed")
+            wanted = len(self._queue) + len(jobs) - self._idle
+            refusal = self._start_threads(min(wanted, self._max_threads - len(self._threads)))
+            if refusal is None:
+                for job in jobs:
+                    heapq.heappush(self._queue, (priority, self._count, job))
+                    self._count += 1
+                self._ready.notify(len(jobs))
+        if refusal is not None:
             for job in jobs:
-                heapq.heappush(self._queue, (priority, self._count, job))
-                self._count += 1
-            self._ready.notify(len(jobs))
-            missing = min(len(self._queue) - self._idle, self._max_threads - len(self._threads))
-            for _ in range(missing):
-                thread = threading.Thread(target=self._run, name="edgekv-read", daemon=True)
-                self._threads.append(thread)
+                job.finish(OSError(errno.EAGAIN, refusal))
+
+    def _start_threads(self, count: int) -> str | None:
+        """Why there is none at all; with some, the others are done without."""
+        for _ in range(count):
+            thread = threading.Thread(target=self._run, name="edgekv-read", daemon=True)
+            try:
                 thread.start()
+            except RuntimeError as error:  # the system's limit on threads
+                return None if self._threads else str(error)
+            self._threads.append(thread)
+        return None
 
     def close(self) -> None:
         """Finishes what has started, fails what has not, and waits for both."""
@@ -115,7 +127,7 @@ class PreadReader:
                 error = failure
             except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
                 _log.exception("a read failed on our side")
-                error = OSError(errno.EIO, f"{failure}")
+                error = OSError(errno.EAGAIN, f"{failure}")  # ours: the drive lost nothing
             job.finish(error)
             buffers = None
             del job  # the last reference may close the file

@@ -87,14 +87,18 @@ class UringReader:
         with self._lock:
             if self._is_closed or self._process != os.getpid():
                 raise StoreClosed("the store is closed")
-            fallback = self._fallback
+            fallback, refusal = self._fallback, None
             if fallback is None:
+                refusal = self._start_or_wake()  # the thread waits for the lock before it looks
+            if fallback is None and refusal is None:
                 for job in jobs:
                     heapq.heappush(self._queue, (priority, self._count, job))
                     self._count += 1
-                self._start_or_wake()
         if fallback is not None:
             fallback.submit(jobs, priority)
+        if refusal is not None:
+            for job in jobs:
+                job.finish(OSError(errno.EAGAIN, refusal))
 
     def close(self) -> None:
         """Finishes what has started, fails what has not, and waits for both."""
@@ -112,12 +116,18 @@ class UringReader:
         if self._fallback is not None:
             self._fallback.close()
 
-    def _start_or_wake(self) -> None:
+    def _start_or_wake(self) -> str | None:
+        """Why nobody will serve the queue, None when somebody does."""
         if self._ring is not None:
             self._ring.wake()
         elif self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="edgekv-uring", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="edgekv-uring", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system's limit on threads
+                return str(error)
+            self._thread = thread
+        return None
 
     # From here on: the ring's thread
 
@@ -225,7 +235,7 @@ class UringReader:
             job.finish(error)
         except Exception as error:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
             _log.exception("a read failed on our side")
-            job.finish(OSError(errno.EIO, f"{error}"))
+            job.finish(OSError(errno.EAGAIN, f"{error}"))  # ours: the drive lost nothing
 
     def _land(self, flight: _Flight, result: int | OSError) -> None:
         job, buffers, bounce, num_bytes = flight
@@ -239,7 +249,7 @@ class UringReader:
             error = failure
         except Exception as failure:  # noqa: BLE001  as in _begin
             _log.exception("a read failed on our side")
-            error = OSError(errno.EIO, f"{failure}")
+            error = OSError(errno.EAGAIN, f"{failure}")
         if bounce is not None:
             POOL.give(bounce)
         job.finish(error)

@@ -65,7 +65,8 @@ class Compactor:
             if job is None:
                 return self._look()
             if job.ranges:
-                self._copy(job, job.ranges.popleft())
+                self._copy(job, job.ranges[0])
+                job.ranges.popleft()  # only now: what was not copied must never count as copied
             else:
                 self._finish(job)
         except OSError as error:
@@ -73,6 +74,9 @@ class Compactor:
             self._give_up(job)
         except StorageError:  # no room (the next eviction makes some), or a read that failed for now
             self._give_up(job)
+        except BaseException:  # no memory, no thread, Ctrl-C: the source stays as it is
+            self._give_up(job)
+            raise
         return True
 
     def _give_up(self, job: _Job | None) -> None:

@@ -5,6 +5,7 @@ Knows when; not what is flushed or tidied nor how.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -24,9 +25,9 @@ class Flusher:
     """
 
     def __init__(
-        self, flush: Callable[[], None], tidy: Callable[[], bool], *, is_threaded: bool = True
+        self, flush: Callable[[], bool], tidy: Callable[[], bool], *, is_threaded: bool = True
     ) -> None:
-        """`is_threaded=False`: nothing by itself, for simulations."""
+        """`flush` tells whether it could; `is_threaded=False`: nothing by itself, for simulations."""
         self._flush = flush
         self._tidy = tidy
         self._is_threaded = is_threaded
@@ -41,8 +42,12 @@ class Flusher:
             was_clean = self._bytes == 0
             self._bytes += num_bytes
             if self._is_threaded and self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="edgekv-flush", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="edgekv-flush", daemon=True)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the system's limit on threads: the next append tries again
+                    thread.start()
+                    self._thread = thread
             if (
                 was_clean or self._bytes >= FLUSH_BYTES
             ):  # waking it at each append costs more than many an append
@@ -65,16 +70,22 @@ class Flusher:
                 is_idle = not self._changed.wait_for(self._is_full, FLUSH_SECONDS) and self._bytes == 0
                 if self._is_closed:
                     return
-                self._bytes = 0
+                pending, self._bytes = self._bytes, 0
             try:
                 if not is_idle:
-                    self._flush()
+                    if not self._flush():
+                        self._again(pending)
                     is_tidy = False
                 else:
                     is_tidy = not self._tidy_up()
             except Exception:  # noqa: BLE001  the thread's edge: the next append must still be flushed
                 _log.exception("flushing the store failed")
                 is_tidy = True
+
+    def _again(self, num_bytes: int) -> None:
+        """They are still to be flushed: after the usual time, not at once."""
+        with self._changed:
+            self._bytes += min(num_bytes, FLUSH_BYTES - 1)
 
     def _tidy_up(self) -> bool:
         """Steps until all is done or something is written; whether more is left."""

@@ -160,7 +160,7 @@ class Store(Finding):
             self._write_lock,
         )
         self._space = Space(parts, self._cost)
-        self._flusher = Flusher(self.flush, self.tidy, is_threaded=self._disk.is_real)
+        self._flusher = Flusher(self._flush, self.tidy, is_threaded=self._disk.is_real)
         self._space.fit_quota()
 
     # Writing
@@ -219,19 +219,24 @@ class Store(Finding):
     def flush(self) -> None:
         """Waits until what was appended is on the drive, then indexes it. Errors become notices."""
         self._need_own_process()
+        self._flush()
+
+    def _flush(self) -> bool:
+        """Whether it could, or another try makes no sense."""
         with self._flush_lock:
             with self._write_lock:
                 if self._is_closed:
-                    return
+                    return True
                 try:
                     snapshot = self._writers.snapshot()
                 except OSError as error:  # too many open files: nothing is lost, the next flush tries again
                     self._notices.append(f"what was written last is not on the drive yet ({error.strerror})")
-                    return
+                    return False
             failed = self._writers.sync(snapshot)
             with self._write_lock:
                 self._notices += [self._writers.sync_failed(segment, error) for segment, error in failed]
             self._indexing.commit_synced()
+        return True
 
     def forget(self, sequence_id: bytes) -> bool:
         """Deletes every byte kept of a sequence; False when there was none. Raises Unwritable.
@@ -344,8 +349,9 @@ class Store(Finding):
     def take_notices(self) -> list[str]:
         """What the user should know and has not been told yet, one line each."""
         with self._catalog.lock:
-            notices = self._notices.copy()
-            self._notices.clear()  # the list is shared with the index
+            count = len(self._notices)  # shared with others, who add to it in other threads without this lock
+            notices = self._notices[:count]
+            del self._notices[:count]
         return notices
 
     def check(self) -> list[Problem]:

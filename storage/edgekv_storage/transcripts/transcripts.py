@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _CONVERSATION = (
     "SELECT id, CAST(sequence_id AS BLOB), head, turns, created, CAST(content AS BLOB) FROM conversations"
 )
+_OF_CONVERSATION = " WHERE conversation = ? ORDER BY id"
 _TURN = "SELECT id, conversation, parent, created, CAST(content AS BLOB) FROM turns"
 
 
@@ -177,7 +178,8 @@ class Transcripts:
         with self._reading() as db:
             is_there = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
         with self._writing(made=-1 if is_there else 0) as db:
-            db.execute("DELETE FROM turns WHERE conversation = ?", (conversation_id,))
+            _mend_index(db, conversation_id)
+            db.execute("DELETE FROM turns NOT INDEXED WHERE conversation = ?", (conversation_id,))
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
             self._opened.pop(conversation_id, None)
         with self._reading() as db:
@@ -231,7 +233,7 @@ class Transcripts:
         """All turns of a conversation, oldest first. Raises TranscriptDamaged naming the damaged turn."""
         with self._reading() as db:
             row = self._get(db, conversation_id)
-            good, bad = self._split(db, conversation_id, row.sequence_id)
+            good, bad = self._split(db, conversation_id, row.sequence_id, row.num_turns)
             if bad:
                 raise _damaged_turn(bad[0])
             if len(good) != row.num_turns:
@@ -246,7 +248,8 @@ class Transcripts:
             found = db.execute(_CONVERSATION + " WHERE id = ?", (conversation_id,)).fetchone()
             if found is None:
                 raise NoSuchConversation(f"there is no conversation {conversation_id}")
-            good, bad = self._split(db, conversation_id, RawConversation(*found).sequence_id)
+            raw = RawConversation(*found)
+            good, bad = self._split(db, conversation_id, raw.sequence_id, raw.num_turns)
             return good, [DamagedTurn(raw.id, raw.parent, raw.created) for raw in bad]
 
     def damaged_turns(self, conversation_id: int) -> list[int]:
@@ -296,12 +299,15 @@ class Transcripts:
             raise NameTaken(f"there is a conversation named {name!r} already")
 
     def _split(
-        self, db: sqlite3.Connection, conversation_id: int, sequence_id: bytes
+        self, db: sqlite3.Connection, conversation_id: int, sequence_id: bytes, num_turns: int
     ) -> tuple[list[TurnRow], list[RawTurn]]:
         """Turns that open and those that do not, each oldest first."""
         seal = seal_of(self._keys, sequence_id)
         good, bad = [], []
-        for found in db.execute(_TURN + " WHERE conversation = ? ORDER BY id", (conversation_id,)):
+        rows = db.execute(_TURN + _OF_CONVERSATION, (conversation_id,)).fetchall()
+        if len({row[0] for row in rows}) != num_turns:  # a damaged SQL index hides rows, or shows one twice
+            rows = db.execute(_TURN + " NOT INDEXED" + _OF_CONVERSATION, (conversation_id,)).fetchall()
+        for found in rows:
             raw = RawTurn(*found)
             turn = open_turn(seal, raw, sequence_id)
             if turn is None:
@@ -378,6 +384,14 @@ def _next_id(db: sqlite3.Connection, table: str) -> int:
     """An id never given before: the checksum covers it, so it is needed before the row is inserted."""
     row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
     return int(row[0]) + 1 if row else 1
+
+
+def _mend_index(db: sqlite3.Connection, conversation_id: int) -> None:
+    """Makes SQLite's index anew where it does not show just the conversation's rows: by it, some would stay."""
+    query = "SELECT id FROM turns{} WHERE conversation = ? ORDER BY id"
+    shown = db.execute(query.format(""), (conversation_id,)).fetchall()
+    if shown != db.execute(query.format(" NOT INDEXED"), (conversation_id,)).fetchall():
+        db.execute("REINDEX turns_of")
 
 
 def _damaged_turn(raw: RawTurn) -> TranscriptDamaged:
