@@ -19,7 +19,8 @@ class Sequence:
 
     `num_written` columns from the start are on disk. `keys` are the chain keys of the full columns, made
     when first needed. `last_used` counts requests, not seconds: only the order matters. The first
-    `num_exact` tokens were made under exact attention, all others depend on a selection.
+    `num_exact` tokens were made under exact attention, all others depend on a selection. `num_cuts` counts
+    how often tokens were cut off: what was remembered of them is void.
     """
 
     id: bytes
@@ -30,6 +31,7 @@ class Sequence:
     num_written: int = 0
     last_used: int = 0
     num_exact: int = 0
+    num_cuts: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -55,6 +57,7 @@ class Sequence:
 
     def shorten(self, num_tokens: int) -> None:
         """Forget tokens from `num_tokens` on; slots of dropped columns must have been given back."""
+        self.num_cuts += num_tokens < self.num_tokens
         del self.token_ids[num_tokens:]
         del self.keys[num_tokens // LEAF_TOKENS :]
         self.num_written = min(self.num_written, num_tokens // LEAF_TOKENS)

@@ -136,8 +136,9 @@ def assemble(
         in_place=in_place,
     )
     residency = Residency(mover, Placement())
-    selected = None if config.attention == "exact" else selected_attention(config, model, residency)
-    runner = Runner(model.decoder, residency, selected, config.attention)
+    selects = config.attention != "exact" and is_cpu  # leaves are scored and promoted in host memory as yet
+    selected = selected_attention(config, model, residency) if selects else None
+    runner = Runner(model.decoder, residency, selected, config.attention if selects else "exact")
     return Engine(runner, residency, ledger, model.front)
 
 

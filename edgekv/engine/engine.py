@@ -50,6 +50,7 @@ class _Turn:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     damaged_leaves: int = 0
+    has_selected: bool = False  # sticky: what was drawn from a selection stays so, whatever is computed again
     arrivals: Arrivals = field(default_factory=Arrivals)
     text: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -107,6 +108,7 @@ class Engine:
             disk.is_writable = disk.store.off_reason is None
             for notice in disk.store.take_notices():
                 turn.note(notice)
+        self._runner.take_use()  # of a turn that failed
         try:
             reason = self._run(turn, min(request.max_tokens, window - len(context)))
         finally:
@@ -198,6 +200,7 @@ class Engine:
         start = sequence.num_tokens
         room = self._residency.block_columns * LEAF_TOKENS - start % LEAF_TOKENS
         block = turn.context[start : start + room]
+        turn.has_selected |= self._runner.selects(start + len(block), len(block))
         try:
             hidden = self._runner.forward(sequence, block, turn.arrivals)
         except DamagedColumns as damage:
@@ -278,7 +281,7 @@ class Engine:
                 prefill_tokens_per_s=computed / turn.prefill_s if turn.prefill_s else 0.0,
                 decode_tokens_per_s=(len(answer) - 1) / decode_s if decode_s else 0.0,
             ),
-            exactness="exact" if turn.sequence.is_exact else "selected",
+            exactness="exact" if turn.sequence.is_exact and not turn.has_selected else "selected",
             attention=self._runner.take_use(),
             cache=self.cache_use(turn.damaged_leaves),
             notices=tuple(turn.notices),

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgekv.models.rope import Rope
 
 STEP_TOKENS = 512  # a layout stays fixed for so many tokens, so that a turn sees one layout
-MARGIN_TOKENS = STEP_TOKENS + 2 * LEAF_TOKENS
 SINK_TOKENS = LEAF_TOKENS
 
 
@@ -30,7 +29,8 @@ class VirtualLayout:
         self.trained_tokens = trained_tokens
         self.style = rope.style
         self._rope = rope
-        self._reach = max(LEAF_TOKENS, trained_tokens - MARGIN_TOKENS)
+        self._step = min(STEP_TOKENS, max(LEAF_TOKENS, trained_tokens // 4))
+        self._reach = max(LEAF_TOKENS, trained_tokens - self._step - 2 * LEAF_TOKENS)
         self._distance = min(3_000, trained_tokens // 2)
         self._end = -1
         self._turns: torch.Tensor | None = None
@@ -46,7 +46,7 @@ class VirtualLayout:
         """
         if not self.is_needed(end):
             return None
-        end = -(-end // STEP_TOKENS) * STEP_TOKENS
+        end = -(-end // self._step) * self._step
         if end != self._end or self._turns is None:
             columns = torch.arange(end // LEAF_TOKENS + 1, dtype=torch.int64)
             true = columns * LEAF_TOKENS

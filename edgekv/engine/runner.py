@@ -73,10 +73,8 @@ class Runner:
         positions = torch.arange(start, start + count, device=device)
         hidden = self.decoder.forward(ids, positions, attend)
         sequence.append(token_ids, exactly=not selects)
-        if (
-            self.selected is not None
-        ):  # while its columns are on the device; what finds no room now is read back
-            self.residency.promotion.make_abstracts(sequence, sequence.num_full)
+        if self.selected is not None:
+            self.residency.promotion.make_abstracts_at_hand(sequence)
         return hidden
 
     def columns_to_restore(self, num_tokens: int) -> int | None:

@@ -97,7 +97,7 @@ class SelectedAttention:
         self._scale = scale
         self._style = layout.style
         self._owner: Sequence | None = None
-        self._selected = 0
+        self._num_cuts = 0
         self._num_passes = 0
 
     def take_use(self) -> AttentionUse:
@@ -130,10 +130,14 @@ class SelectedAttention:
         """
         start = sequence.num_tokens
         tail, offset = start // LEAF_TOKENS, start % LEAF_TOKENS
-        if sequence is not self._owner or start < self._selected:
+        if sequence is not self._owner or sequence.num_cuts != self._num_cuts:
             self._selector.reset()
-        self._owner, self._selected = sequence, start
+        self._owner, self._num_cuts = sequence, sequence.num_cuts
         residency = self._residency
+        arrivals.wait_all()  # abstracts are made of what has landed
+        residency.promotion.make_abstracts(
+            sequence, tail
+        )  # before room is made: columns may be on the device
         residency.prepare(sequence, start + count, reads_all=False)
         promoted = residency.promotion.promoted
         budget = self._budget(count)

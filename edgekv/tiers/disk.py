@@ -97,7 +97,7 @@ class DiskTier:
 
         With `only_exact` columns made under exact attention only; the sequence's own must be such then.
         """
-        own = len(sequence.keys)
+        own = sequence.num_full
         if own * LEAF_TOKENS > sequence.num_exact:  # what follows a selected column is selected
             return self._look(sequence, token_ids, sequence.num_exact // LEAF_TOKENS)
         best = self._look(sequence, token_ids, None)

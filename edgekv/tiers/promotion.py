@@ -6,6 +6,7 @@ what was computed or stored without them. Knows rooms and places; not what is se
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,14 +73,21 @@ class Promotion:
         tier = self.promoted.tier
         wanted = min(num_slots, num_away, max(self._floor, tier.slots.num_slots // 2))
         if not self.promoted.open(sequence, wanted):
-            missing = wanted - self.promoted.num_slots
-            if tier is self._mover.host:
-                self._make_room(missing * tier.shape.leaf_bytes, sequence)
-            else:
-                self._make_device_room(missing)
+            if self.promoted.num_slots == 0:
+                self._room_for(sequence, wanted)
+            if self.promoted.num_slots + tier.num_free < self._floor:
+                self._room_for(sequence, self._floor - self.promoted.num_slots)
             if not self.promoted.open(sequence, min(wanted, self.promoted.num_slots + tier.num_free)):
                 return None
         return abstracts if self.promoted.num_slots >= self._floor else None
+
+    def _room_for(self, sequence: Sequence, num_slots: int) -> None:
+        """As far as it goes. Not asked for more once there are some: these themselves would have to give way."""
+        if self.promoted.tier is self._mover.host:
+            self._make_room(num_slots * self.promoted.tier.shape.leaf_bytes, sequence)
+        else:
+            with suppress(CapacityError):
+                self._make_device_room(num_slots)
 
     def _num_away(self, sequence: Sequence) -> int:
         directory = sequence.directory
@@ -119,19 +127,37 @@ class Promotion:
         elif self.promoted.tier is self._mover.host:
             self.promoted.shrink(max(self._floor, self.promoted.num_slots - num_slots))
 
-    def make_abstracts(self, sequence: Sequence, num_columns: int) -> Abstracts | None:
-        """Abstracts of the first `num_columns` columns, from where these lie; None when the host has no room.
+    def make_abstracts_at_hand(self, sequence: Sequence) -> None:
+        """Those of columns that are in memory, as far as the host has room: never at another's cost.
 
-        Best done right after a pass: its columns are on the device. Those on disk are read back.
-
-        Raises:
-            DamagedColumns: they could not be read or verified.
+        After a pass, while its columns are on the device; the rest is done when it is needed.
         """
+        known = self._abstracts.get(sequence.id)
+        first = 0 if known is None else known.num_columns
+        stop = sequence.num_full
+        if first == stop or not self._lies_in_memory(sequence, first, stop):
+            return
+        known = self._of(sequence)
+        if known.reserve(stop - first):
+            self._add(sequence, known, np.arange(first, stop))
+
+    def _of(self, sequence: Sequence) -> Abstracts:
         abstracts = self._abstracts.get(sequence.id)
         if abstracts is None:
             host = self._mover.host
             abstracts = Abstracts(host.shape, host.ledger, lambda i, c: self._fetch(sequence, i, c))
             self._abstracts[sequence.id] = abstracts
+        return abstracts
+
+    def make_abstracts(self, sequence: Sequence, num_columns: int) -> Abstracts | None:
+        """Abstracts of the first `num_columns` columns, from where these lie; None when the host has no room.
+
+        Nothing may be in flight. Of columns on disk they are read back, or made of the leaves where missing.
+
+        Raises:
+            DamagedColumns: they could not be read or verified.
+        """
+        abstracts = self._of(sequence)
         written = min(num_columns, sequence.num_written)
         if abstracts.num_columns < written and not self._adopt(sequence, abstracts, written):
             return None
@@ -158,7 +184,11 @@ class Promotion:
         stop = records[-1].stop
         if not self._reserve(sequence, abstracts, stop - first):
             return False
-        abstracts.adopt(stop, {n: node for record in records for n, node in record.nodes.items()})
+        try:
+            abstracts.adopt(stop, {n: node for record in records for n, node in record.nodes.items()})
+        except BaseException:
+            abstracts.shorten(first)  # some nodes were not made
+            raise
         return True
 
     def _lies_in_memory(self, sequence: Sequence, first: int, stop: int) -> bool:

@@ -133,3 +133,11 @@ def translated(name: str) -> Iterator[None]:
 def _line(error: Exception) -> str:
     """SQLite quotes a damaged schema with its line breaks."""
     return " ".join(str(error).split())[:200]
+
+
+def mend_index(db: sqlite3.Connection, conversation_id: int) -> None:
+    """Makes SQLite's index anew where it does not show just the conversation's rows: by it, some would stay."""
+    query = "SELECT id FROM turns{} WHERE conversation = ? ORDER BY id"
+    shown = db.execute(query.format(""), (conversation_id,)).fetchall()
+    if shown != db.execute(query.format(" NOT INDEXED"), (conversation_id,)).fetchall():
+        db.execute("REINDEX turns_of")

@@ -35,7 +35,7 @@ from edgekv_storage.transcripts.rows import (
     seal_turn,
 )
 from edgekv_storage.transcripts.tally import Seen, find_losses, write_tally
-from edgekv_storage.transcripts.transcriptfile import connect, translated
+from edgekv_storage.transcripts.transcriptfile import connect, mend_index, translated
 
 if TYPE_CHECKING:
     import sqlite3
@@ -178,7 +178,7 @@ class Transcripts:
         with self._reading() as db:
             is_there = db.execute("SELECT 1 FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
         with self._writing(made=-1 if is_there else 0) as db:
-            _mend_index(db, conversation_id)
+            mend_index(db, conversation_id)
             db.execute("DELETE FROM turns NOT INDEXED WHERE conversation = ?", (conversation_id,))
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
             self._opened.pop(conversation_id, None)
@@ -384,14 +384,6 @@ def _next_id(db: sqlite3.Connection, table: str) -> int:
     """An id never given before: the checksum covers it, so it is needed before the row is inserted."""
     row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
     return int(row[0]) + 1 if row else 1
-
-
-def _mend_index(db: sqlite3.Connection, conversation_id: int) -> None:
-    """Makes SQLite's index anew where it does not show just the conversation's rows: by it, some would stay."""
-    query = "SELECT id FROM turns{} WHERE conversation = ? ORDER BY id"
-    shown = db.execute(query.format(""), (conversation_id,)).fetchall()
-    if shown != db.execute(query.format(" NOT INDEXED"), (conversation_id,)).fetchall():
-        db.execute("REINDEX turns_of")
 
 
 def _damaged_turn(raw: RawTurn) -> TranscriptDamaged:
