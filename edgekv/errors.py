@@ -28,7 +28,7 @@ class TemplateError(EdgeKVError):
 
 
 class ContextOverflow(EdgeKVError):
-    """The conversation and the answer asked for do not fit the model's trained window."""
+    """The conversation does not fit the trained window, and exact attention was asked for."""
 
 
 class CapacityError(EdgeKVError):

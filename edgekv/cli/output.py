@@ -34,6 +34,7 @@ def result_object(result: Result) -> dict[str, object]:
         "usage": dataclasses.asdict(result.usage),
         "timings": dataclasses.asdict(result.timings),
         "exactness": result.exactness,
+        "attention": dataclasses.asdict(result.attention),
         "cache": dataclasses.asdict(result.cache),
         "notices": list(result.notices),
     }

@@ -47,6 +47,7 @@ def test_run_json_is_one_object_of_the_promised_shape(edgekv):
     assert set(answer["usage"]) == {"prompt_tokens", "completion_tokens", "reused_tokens"}
     assert set(answer["timings"]) == {"ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"}
     assert answer["exactness"] == "exact"
+    assert answer["attention"]["promoted_bytes"] == 0
     assert {"device_bytes", "host_bytes", "disk_bytes"} <= set(answer["cache"])
 
 
