@@ -23,6 +23,7 @@ NO_PARENT = bytes(KEY_BYTES)
 MAX_LEAVES = 4096  # of one record; keeps a hostile header from asking for a huge tag table
 MAX_LAYERS = 4096
 MAX_SECTIONS = 64
+MAX_SEGMENTS = 1 << 62  # numbers of segments are below it: SQLite's integers have a sign
 MAX_LISTED = 1 << 20  # records of a footer that is read; each takes two pages at least
 MAX_RECORDS = 1 << 32  # of one segment: the number's share of a nonce
 TABLES_INDEX = (1 << 64) - 1  # names the tables among a record's encrypted pieces; leaves count from 0
@@ -157,6 +158,8 @@ class SegmentHeader:
             layout = Layout(layers, leaf, dtype, fingerprint)
         except ValueError as error:
             raise Malformed(str(error)) from error
+        if segment >= MAX_SEGMENTS:
+            raise Malformed("a segment number that nobody reaches")
         if flags != (ENCRYPTED if key_id != NO_KEY_ID else 0):
             raise Malformed("segment header with a key id and no encryption, or the reverse")
         return cls(segment, random, sequence_id, layout, key_id)

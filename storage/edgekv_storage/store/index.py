@@ -16,7 +16,7 @@ import xxhash
 
 from edgekv_storage.io.disk import OS_DISK
 from edgekv_storage.looking import open_to_look
-from edgekv_storage.segments.format import KEY_BYTES, PAGE, Entry
+from edgekv_storage.segments.format import KEY_BYTES, MAX_SEGMENTS, PAGE, Entry
 from edgekv_storage.segments.quarantine import SEGMENT_NAME
 from edgekv_storage.space.losses import Loss
 from edgekv_storage.store.transfer import LeafPlace
@@ -152,8 +152,9 @@ class Index:
             with self._transaction():
                 for name, segment in segments:
                     self._db.execute("DELETE FROM segments WHERE name = ?", (name,))
-                    self._db.execute("DELETE FROM records WHERE segment = ?", (segment,))
-                    self._db.execute("DELETE FROM dead WHERE segment = ?", (segment,))
+                    if segment < MAX_SEGMENTS:  # a name that somebody made up has no rows
+                        self._db.execute("DELETE FROM records WHERE segment = ?", (segment,))
+                        self._db.execute("DELETE FROM dead WHERE segment = ?", (segment,))
             if wipe:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
