@@ -276,7 +276,7 @@ def run_with_fault(seed: int, fault: Fault | None, *, steps: int) -> int:
     for chat in chats:
         chat.flushed.clear()  # a failing drive may cost leaves
     _judge(disk, chats, None, lies=False)
-    _judge(disk.crash(seed), chats, None, lies=False)
+    _judge(disk.crash(seed), chats, None, lies=False, before=disk)
     return calls
 
 
