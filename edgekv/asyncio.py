@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from edgekv.config import AnswerOptions, Config, Options
     from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+    from edgekv.conversation.opening import EngineFactory
     from edgekv.events import Event, Result
-    from edgekv.runtime import EngineFactory
     from edgekv.stats import Snapshot
 
 

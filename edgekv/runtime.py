@@ -12,13 +12,14 @@ import os
 import threading
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.exchange import export_lines, import_lines
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal, UnkeptJournal, translated
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
+from edgekv.conversation.opening import build_or_degrade, close_all, close_files, open_files
 from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
 from edgekv.errors import ConversationError, StoreError
@@ -34,24 +35,12 @@ if TYPE_CHECKING:
     from edgekv.config import Options
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
-    from edgekv.conversation.render import FrontLike
+    from edgekv.conversation.opening import EngineFactory
     from edgekv.conversation.transcript import Rebuild
     from edgekv.conversation.turns import TurnTree
-    from edgekv.engine.request import EngineLike
-    from edgekv_storage import DataDir, KeyChain
 
 
 NOT_DURABLE = "this session keeps nothing on disk"
-
-
-class EngineFactory(Protocol):
-    """Makes the engine and the model's face; runs in the engine's thread."""
-
-    def __call__(
-        self, config: Config, model: Path, *, data_dir: DataDir | None, keys: KeyChain | None
-    ) -> tuple[EngineLike, FrontLike]:
-        """`data_dir` is the opened, locked directory, or None for memory tiers only; `keys` are its own."""
-        ...
 
 
 class Runtime:
@@ -84,7 +73,7 @@ class Runtime:
         self._conversations: dict[tuple[str, bool], Conversation] = {}
         self._forgetting: set[tuple[str, bool]] = set()
         unlock = Unlock.of(self.config, passphrase)
-        opened = _open_files(self.config.data_dir, unlock) if durable else (None, None, None)
+        opened = open_files(self.config.data_dir, unlock) if durable else (None, None, None)
         self._data_dir, self._library, self.degraded = opened
         writable = None if self.degraded else self._data_dir
         keys = None if self._library is None else self._library.keys
@@ -93,18 +82,18 @@ class Runtime:
             build = engine_factory or _load_engine_factory()
             with translated():
                 self._worker = EngineThread(
-                    lambda: _build_or_degrade(build, given, model, writable, keys, trouble),
+                    lambda: build_or_degrade(build, given, model, writable, keys, trouble),
                     queue_size=given.queue_size,
                 )
         except BaseException:
-            _close_files(self._library, self._data_dir)
+            close_files(self._library, self._data_dir)
             raise
         self.degraded = self.degraded or next(iter(trouble), None)
         if self.degraded is not None:
             self._worker.add_notice(f"nothing is kept on disk: {self.degraded}")
         for notice in self._library.notices if self._library is not None else ():
             self._worker.add_notice(notice)
-        self._closer = weakref.finalize(self, _close_all, self._worker, self._library, self._data_dir)
+        self._closer = weakref.finalize(self, close_all, self._worker, self._library, self._data_dir)
 
     def conversation(
         self,
@@ -320,64 +309,3 @@ def _load_engine_factory() -> EngineFactory:
     from edgekv.engine.build import build_engine  # noqa: PLC0415  torch comes with it
 
     return build_engine
-
-
-def _open_files(path: Path, unlock: Unlock) -> tuple[DataDir | None, Library | None, str | None]:
-    """The data directory and its transcripts, and why they may not be written (None: they may)."""
-    from edgekv_storage import DataDir, DiskFull, Locked, StorageError, Unwritable  # noqa: PLC0415  numpy too
-
-    reason: str | None = None
-    for open_directory in (DataDir.open, DataDir.open_read_only):
-        try:
-            data_dir = open_directory(path)
-        except (Locked, Unwritable, DiskFull) as error:
-            reason = reason or str(error)
-            continue
-        except StorageError as error:
-            if reason is not None:
-                break
-            raise StoreError(str(error)) from error
-        try:
-            with translated():
-                return data_dir, Library(data_dir, unlock.open(data_dir)), reason
-        except BaseException as error:
-            data_dir.close()
-            if not isinstance(error.__cause__, (DiskFull, Unwritable)):
-                raise
-            reason = reason or str(error)
-    return None, None, reason
-
-
-def _build_or_degrade(
-    build: EngineFactory,
-    config: Config,
-    model: Path,
-    data_dir: DataDir | None,
-    keys: KeyChain | None,
-    trouble: list[str],
-) -> tuple[EngineLike, FrontLike]:
-    """The engine; without its disk tier, and `trouble` told, where the disk refuses it."""
-    from edgekv_storage import DiskFull, Unwritable  # noqa: PLC0415  numpy comes with it
-
-    if data_dir is not None:
-        try:
-            return build(config, model, data_dir=data_dir, keys=keys)
-        except (DiskFull, Unwritable) as error:
-            trouble.append(str(error))
-    return build(
-        config, model, data_dir=None, keys=None
-    )  # outside of `except`: the first attempt's memory is free
-
-
-def _close_files(library: Library | None, data_dir: DataDir | None) -> None:
-    if library is not None:
-        library.close()
-    if data_dir is not None:
-        data_dir.close()
-
-
-def _close_all(worker: EngineThread, library: Library | None, data_dir: DataDir | None) -> None:
-    try:
-        worker.close()
-    finally:
-        _close_files(library, data_dir)
