@@ -27,6 +27,8 @@ from edgekv.runtime import Runtime
 from edgekv.terminal import ProgressLine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edgekv.conversation import Stream
 
 app = typer.Typer(
@@ -114,21 +116,29 @@ def _show(stream: Stream, *, quiet: bool) -> tuple[Result, BaseException | None]
 @with_options
 def chat(
     given: Given,
-    name: Annotated[str, typer.Argument(help="The conversation to begin or continue.")] = "main",
+    name: Annotated[
+        str | None, typer.Argument(help="The conversation to begin or continue; the last one used.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Line by line; also reads a pipe.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing on disk.")] = False,
 ) -> None:
-    """Talk, line by line."""
-    found = entry_points(group="edgekv.frontends", name="plain")
+    """Talk: full screen on a terminal, else line by line."""
+    config = given.config()
+    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
+            code = _front_end("plain")(runtime, name or "main", private=private)
+    else:
+        code = _front_end("full")(config, name, private=private)
+    raise typer.Exit(code)
+
+
+def _front_end(name: str) -> Callable[..., int]:
+    """The front end registered as `name`: the commands know none, so that edgekv never imports one."""
+    found = entry_points(group="edgekv.frontends", name=name)
     if not found:
         raise ConfigError("no chat front end is installed; reinstall edgekv")
-    config = given.config()
-    if not plain and sys.stdin.isatty():
-        sys.stderr.write("edgekv: the full-screen chat comes in a later version; this is --plain\n")
-    front_end = next(iter(found)).load()
-    with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
-        code = front_end(runtime, name, private=private)
-    raise typer.Exit(code)
+    front_end: Callable[..., int] = next(iter(found)).load()
+    return front_end
 
 
 @app.command()

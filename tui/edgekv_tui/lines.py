@@ -1,4 +1,4 @@
-"""The lines the plain chat prints about answers and turns. Knows formats only."""
+"""The lines the chats print about answers and turns. Knows formats only."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ def pending_line(turn: Turn) -> str:
     return f"the last message has no answer yet: {text!r}; /regen answers it"
 
 
+def state_mark(turn: Turn) -> str:
+    """What is unusual about a turn, in brackets; empty where nothing is."""
+    marks = {"pending": "[no answer]", "stopped": "[stopped]", "damaged": "[damaged]"}
+    found = [marks[turn.state]] if turn.state in marks else []
+    return " ".join([*found, "[rebuilt]"] if turn.is_rebuilt else found)
+
+
 def turn_lines(number: int, turn: Turn) -> str:
     """A turn for /history."""
-    mark = {"pending": " [no answer]", "stopped": " [stopped]", "damaged": " [damaged]"}.get(turn.state, "")
-    mark += " [rebuilt]" if turn.is_rebuilt else ""
-    return f"{number} > {turn.user}\n{turn.answer}{mark}\n"
+    return f"{number} > {turn.user}\n{' '.join(filter(None, (turn.answer, state_mark(turn))))}\n"

@@ -1,0 +1,98 @@
+"""The full-screen chat over a real Runtime with a fake engine, used as a person uses it: keys in, screen out."""
+
+import asyncio
+import inspect
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from fakes import FakeFactory
+
+from edgekv import Config, Runtime
+from edgekv_tui.app import ChatApp
+from edgekv_tui.session import Session
+
+PATIENCE_S = 5
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Runs `async def` tests."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+class Person:
+    """Someone in front of the chat."""
+
+    def __init__(self, app, pilot, factory):
+        self.app = app
+        self.pilot = pilot
+        self.factory = factory
+
+    @property
+    def engine(self):
+        return self.factory.engine
+
+    def screen(self):
+        """What the terminal shows, as text."""
+        strips = self.app.screen._compositor.render_strips()
+        return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+
+    async def sees(self, *texts, times=1):
+        """Wait until all `texts` are on the screen (each at least `times`)."""
+        await self.until(lambda: all(self.screen().count(text) >= times for text in texts), texts)
+
+    async def misses(self, *texts):
+        """Wait until none of `texts` is on the screen."""
+        await self.until(lambda: not any(text in self.screen() for text in texts), f"no {texts}")
+
+    async def until(self, condition, what="it"):
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"waited for {what}; there is:\n{self.screen()}"
+            await self.pilot.pause(0.005)
+
+    async def presses(self, *keys):
+        await self.pilot.press(*keys)
+
+    async def types(self, text):
+        """Type `text` key by key."""
+        await self.pilot.press(*("space" if c == " " else c for c in text))
+
+    async def says(self, text):
+        """Send a message that is pasted, not typed, so that tests are fast."""
+        self.app.chat_screen.query_one("#prompt").insert(text)
+        await self.pilot.press("enter")
+
+
+@pytest.fixture
+def sit_down(data_dir):
+    """`async with sit_down(...) as person`: the chat, opened over the test's data directory."""
+
+    @asynccontextmanager
+    async def sit_down(
+        name=None, *, size=(80, 24), private=False, factory=None, waits=True, opener=None, config=None, **fake
+    ):
+        factory = factory or FakeFactory(**fake)
+
+        def open_runtime(**options):
+            return Runtime(engine_factory=factory, **options)
+
+        config = Config(data_dir=data_dir, **(config or {}))
+        session = Session(config, durable=not private, opener=opener or open_runtime)
+        app = ChatApp(session, name, private=private)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            person = Person(app, pilot, factory)
+            if waits:
+                await person.until(lambda: session.is_open, "the model")
+                await person.misses("loading the model")
+            try:
+                yield person
+            finally:
+                await session.close()
+
+    return sit_down

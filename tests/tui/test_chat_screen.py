@@ -1,0 +1,152 @@
+"""What a person does most in the chat, and sees while doing it."""
+
+import threading
+
+from edgekv import ModelLoadError, Runtime
+from edgekv.conversation.kept import kept_conversations
+
+MARKDOWN = "Two **bold** words:\n\n- first\n- second\n\n```python\nx = 1\n```\n"
+
+
+def names(data_dir):
+    return [info.name for info in kept_conversations(data_dir)]
+
+
+async def test_a_message_is_answered_as_markdown_and_kept(sit_down, data_dir):
+    """Guards the path everything rests on: the marks of Markdown are gone, its text is there."""
+    async with sit_down(answer=MARKDOWN) as person:
+        await person.types("hi there")
+        await person.presses("enter")
+        await person.sees("hi there", "Two bold words", "• first", "x = 1", "exact;", "tokens at")
+        assert "**" not in person.screen()
+        await person.until(lambda: "hi there" in person.screen().splitlines()[0], "its name in the title")
+    assert names(data_dir) == ["hi there"]
+
+
+async def test_the_screen_is_there_before_the_model(sit_down):
+    """Guards a start that waits for gigabytes: one can write meanwhile, and nothing written is lost."""
+    may_load = threading.Event()
+
+    def slow(**options):
+        from fakes import FakeFactory
+
+        may_load.wait(10)
+        return Runtime(engine_factory=FakeFactory(), **options)
+
+    async with sit_down(opener=slow, waits=False) as person:
+        await person.sees("loading the model")
+        await person.types("early")
+        await person.presses("enter")
+        await person.sees("still being loaded", "early")
+        may_load.set()
+        await person.misses("loading the model")
+        await person.presses("enter")
+        await person.sees("hello there")
+
+
+async def test_a_model_that_does_not_load_is_told_in_one_line(sit_down):
+    """Guards against a traceback, or a chat that seems to wait for ever."""
+
+    def fail(**_options):
+        raise ModelLoadError("the file x.gguf ends too early; load it again")
+
+    async with sit_down(opener=fail, waits=False) as person:
+        await person.sees("the file x.gguf ends too early; load it again")
+
+
+async def test_escape_stops_an_answer_and_keeps_its_part(sit_down, data_dir):
+    """Guards stopping while tokens come: the part stays, marked, also after a restart."""
+    async with sit_down(answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+        await person.says("go on")
+        await person.sees("word word", "Esc stops")
+        await person.presses("escape")
+        await person.sees("[stopped]")
+    async with sit_down() as person:
+        await person.sees("go on", "word word", "[stopped]")
+
+
+async def test_escape_stops_the_reading_of_a_long_message(sit_down):
+    """Guards stopping in prefill (llama-cpp-python#599), with the progress on the screen."""
+    async with sit_down(block_s=0.05, config={"attention": "selected"}) as person:
+        await person.says("x" * 30_000)
+        await person.sees("reading", "of 30,0", "tokens", "Esc stops")
+        await person.presses("escape")
+        await person.sees("[stopped]")
+        assert person.engine.computed_tokens < 20_000
+
+
+async def test_a_reopened_conversation_says_what_was_restored(sit_down, data_dir):
+    """Guards "restored" that is claimed and not measured: reused tokens are the engine's own count."""
+    async with sit_down() as person:
+        await person.says("one")
+        await person.sees("hello there")
+    async with sit_down("one") as person:
+        await person.sees("one", "hello there")
+        await person.says("two")
+        await person.sees("0 of ", "tokens restored in", "the rest is computed again")
+
+
+async def test_a_new_chat_and_back(sit_down, data_dir):
+    """Guards the list: a draft is kept nowhere before its first message; picking shows the picked one."""
+    async with sit_down(size=(120, 30)) as person:
+        await person.says("about trains")
+        await person.sees("hello there")
+        await person.presses("ctrl+n")
+        await person.misses("hello there")
+        assert names(data_dir) == ["about trains"]
+        await person.says("about ships")
+        await person.sees("hello there", "● about ships")
+        await person.presses("ctrl+b", "down", "enter")
+        await person.sees("● about trains")
+        await person.until(lambda: "about trains" in person.screen().splitlines()[0], "the title")
+    assert sorted(names(data_dir)) == ["about ships", "about trains"]
+
+
+async def test_an_answer_goes_on_behind_another_conversation(sit_down):
+    """Guards switching while an answer is being made: it is neither stopped nor shown in the wrong place."""
+    async with sit_down(size=(120, 30)) as person:
+        person.engine.hold.clear()
+        await person.says("slow one")
+        await person.sees("Esc stops")
+        await person.presses("ctrl+n")
+        await person.misses("Esc stops")
+        person.engine.hold.set()
+        await person.sees("slow one")  # in the list
+        assert "hello there" not in person.screen()
+        await person.presses("ctrl+b", "enter")
+        await person.sees("hello there")
+
+
+async def test_a_private_chat_leaves_nothing(sit_down, data_dir):
+    """Guards the promise of Ctrl+T: a cue on the screen, no name in the list of kept ones, no bytes."""
+    async with sit_down(size=(120, 30)) as person:
+        await person.presses("ctrl+t")
+        await person.sees("PRIVATE", "nothing of it is written to disk")
+        await person.says("canary-xyzzy")
+        await person.sees("hello there")
+        assert person.app.screen.has_class("-private")
+    assert names(data_dir) == []
+    kept = [path for path in data_dir.rglob("*") if path.is_file()]
+    assert not any(b"canary-xyzzy" in path.read_bytes() for path in kept)
+
+
+async def test_control_characters_never_reach_the_terminal(sit_down):
+    """Guards the terminal against an answer that moves the cursor, sets the title or turns text around."""
+    async with sit_down(answer="a\x1b]0;owned\x07b\x1b[2J\u202ec [bold]d[/bold]") as person:
+        await person.says("[red]x[/red]\x1b[31m")
+        await person.sees(r"a\x1b]0;owned\x07b\x1b[2J\u202ec [bold]d[/bold]", r"[red]x[/red]\x1b[31m")
+        strips = person.app.screen._compositor.render_strips()
+        assert not any("\x1b" in segment.text for strip in strips for segment in strip)
+
+
+async def test_regenerate_answers_again(sit_down):
+    """Guards Ctrl+R, alone and while an answer is being made."""
+    async with sit_down() as person:
+        await person.presses("ctrl+r")
+        await person.sees("no message yet")
+        await person.says("again")
+        await person.sees("hello there")
+        person.engine.answer = "something else"
+        await person.presses("ctrl+r")
+        await person.sees("something else")
+        assert "hello there" not in person.screen()

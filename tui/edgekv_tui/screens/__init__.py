@@ -1,0 +1,1 @@
+"""Screens: each shows one thing and hands what a person did to the session."""

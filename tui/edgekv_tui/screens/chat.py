@@ -1,0 +1,248 @@
+"""The main screen: one conversation, the list of all, and the prompt.
+
+Knows which conversation is shown and hands what a person does to it. Does not know how answers come to be,
+and nothing of files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import on
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from edgekv import EdgeKVError
+from edgekv_tui.lines import pending_line, restored_line
+from edgekv_tui.text import one_line
+from edgekv_tui.widgets.chats import ChatList
+from edgekv_tui.widgets.prompt import Prompt
+from edgekv_tui.widgets.status import Status
+from edgekv_tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+    from edgekv_tui.answering import Answering
+    from edgekv_tui.session import OpenChat, Session
+    from edgekv_tui.widgets.turn import TurnView
+
+EMPTY = "Nothing was said yet. Enter sends, Ctrl+J begins a new line, F1 lists all keys."
+EMPTY_PRIVATE = "A private chat: nothing of it is written to disk, and it ends with this program."
+
+
+class ChatScreen(Screen[None]):
+    """One conversation at a time; answers of others go on behind it."""
+
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (150, "-vast")]  # noqa: RUF012  Textual's form
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop", priority=True, show=False, id="chat.stop"),
+        Binding("ctrl+n", "new", "New", id="chat.new"),
+        Binding("ctrl+t", "new(True)", "Private", id="chat.private", priority=True),
+        Binding("ctrl+r", "regenerate", "Again", id="chat.again"),
+        Binding("ctrl+b", "chats", "Chats", id="chat.list", priority=True),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up", priority=True),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="chat.page_down", priority=True),
+        Binding("shift+tab", "turns", "Turns", show=False, id="chat.turns", priority=True),
+    ]
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self._view: TurnView | None = None
+        self._editing: int | None = None
+        self.chat = session.draft()
+
+    def compose(self) -> ComposeResult:
+        """The list, and the conversation above the prompt."""
+        yield Static(id="title", markup=False)
+        with Horizontal():
+            yield ChatList(id="chats")
+            with Vertical(id="main"):
+                yield Transcript(id="transcript")
+                yield Status("loading the model…", id="status")
+                yield Prompt(id="prompt")
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        """Ready to write before the model is."""
+        self.query_one(Prompt).focus()
+        self._session.on_change = self._list_again
+        self._show_title()
+
+    async def show(self, chat: OpenChat) -> None:
+        """Put `chat` on the screen, an answer that is being made included."""
+        self._stop_showing()
+        self.chat = chat
+        self._editing = None
+        turns = chat.history()
+        answering = chat.answering if chat.is_answering else None
+        shown = turns if answering is None else turns[: answering.turn]
+        await self.query_one(Transcript).show(shown, empty=EMPTY_PRIVATE if chat.private else EMPTY)
+        self.query_one(Prompt).remember([turn.user for turn in turns])
+        self._show_title()
+        if answering is not None:
+            await self._begin_showing(answering)
+        elif chat.refusal is not None:
+            self.say(chat.refusal, is_alert=True)
+        elif turns and turns[-1].state == "pending":
+            self.say(pending_line(turns[-1]).replace("/regen", "Ctrl+R"), is_alert=True)
+        else:
+            self._rest()
+
+    def _list_again(self) -> None:
+        self.run_worker(self.refresh_list(), group="list", exclusive=True)
+
+    async def refresh_list(self) -> None:
+        """Read the list of conversations again."""
+        infos = await self._session.infos()
+        current = (self.chat.name, self.chat.private)
+        self.query_one(ChatList).show(infos, self._session.drafts_and_private(), current)
+
+    @on(Prompt.Submitted)
+    async def _send(self, message: Prompt.Submitted) -> None:
+        if not self._session.is_open:
+            self.notify("The model is still being loaded; nothing was sent.", severity="warning")
+            return
+        turn, self._editing = self._editing, None
+        if await self._begin(lambda: self.chat.send(message.text, turn=turn)):
+            self.query_one(Prompt).empty()
+
+    async def _begin(self, begin: Callable[[], Answering]) -> bool:
+        if self.chat.is_answering:
+            answering = self.chat.answering
+            if answering is None or not answering.is_stopping:
+                self.notify("An answer is being made; Esc stops it.", severity="warning")
+                return False
+            await self.chat.wait()
+        try:
+            answering = begin()
+        except EdgeKVError as error:
+            self.say(str(error), is_alert=True)
+            return False
+        self._stop_showing()
+        await self._begin_showing(answering)
+        return True
+
+    async def _begin_showing(self, answering: Answering) -> None:
+        """Show `answering` as it grows, from now on."""
+        self._view = await self.query_one(Transcript).begin(answering.turn, answering.user)
+        answering.on_change = lambda: self._update(answering)
+        await self._update(answering)
+
+    def _stop_showing(self) -> None:
+        if self.chat.answering is not None:
+            self.chat.answering.on_change = None
+        self._view = None
+
+    async def _update(self, answering: Answering) -> None:
+        view, status = self._view, self.query_one(Status)
+        if view is None:
+            return
+        if answering.progress is not None and self.chat.reopened_tokens:
+            waited = asyncio.get_running_loop().time() - answering.began
+            view.remark(restored_line(answering.progress.reused, self.chat.reopened_tokens, waited))
+            self.chat.reopened_tokens = 0
+        if not answering.has_ended:
+            await view.grow(answering.text)
+            status.follow(answering)
+            return
+        answering.on_change = None
+        await self._end(answering, view)
+
+    async def _end(self, answering: Answering, view: TurnView) -> None:
+        if answering.result is not None:
+            await view.end(answering.result)
+        self._rest()
+        for notice in answering.notices:
+            view.remark(notice)
+        if answering.error is not None:
+            view.remark("[no answer]")
+            self.say(str(answering.error), is_alert=True)
+        self.query_one(Prompt).remember([turn.user for turn in self.chat.history()])
+        self._show_title()
+
+    def say(self, text: str, *, is_alert: bool = False) -> None:
+        """Show one line above the prompt until something else is to be said."""
+        self.query_one(Status).say(text, is_alert=is_alert)
+
+    def _rest(self) -> None:
+        """What the status line says while nothing happens."""
+        degraded = self._session.degraded
+        if degraded is not None and not self.chat.private:
+            self.say(f"nothing is kept on disk: {degraded}", is_alert=True)
+        else:
+            self.say("")
+
+    def _show_title(self) -> None:
+        private = " · PRIVATE" if self.chat.private else ""
+        model = self._session.runtime.stats().model if self._session.is_open else "…"
+        self.set_class(self.chat.private, "-private")
+        self.query_one("#title", Static).update(
+            f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
+        )
+
+    async def action_stop(self) -> None:
+        """Esc: stop the answer; else leave what was begun, back to the prompt."""
+        prompt = self.query_one(Prompt)
+        if self.chat.is_answering and self.chat.answering is not None:
+            self.chat.answering.stop()
+            self.query_one(Status).follow(self.chat.answering)
+        elif self._editing is not None:
+            self._editing = None
+            prompt.empty()
+            self._rest()
+        self.remove_class("-list")
+        prompt.focus()
+
+    async def action_new(self, private: bool = False) -> None:
+        """A new conversation."""
+        await self.show(self._session.draft(private=private))
+        self.query_one(Prompt).focus()
+
+    async def action_regenerate(self) -> None:
+        """Answer the last message again, on a branch of its own."""
+        await self._begin(self.chat.regenerate)
+
+    def action_chats(self) -> None:
+        """Go to the list, or hide it again."""
+        chats = self.query_one(ChatList)
+        if chats.has_focus:
+            self.remove_class("-list")
+            self.query_one(Prompt).focus()
+        else:
+            self.add_class("-list")
+            chats.focus()
+
+    def action_turns(self) -> None:
+        """Go to the last turn."""
+        views = self.query_one(Transcript).views
+        if views:
+            views[-1].focus()
+
+    @on(Transcript.Ended)
+    def _back_to_prompt(self) -> None:
+        self.query_one(Prompt).focus()
+
+    def action_page(self, step: int) -> None:
+        """Scroll the conversation, wherever the focus is."""
+        transcript = self.query_one(Transcript)
+        transcript.scroll_relative(y=step * (transcript.size.height - 2), animate=False)
+
+    @on(ChatList.Picked)
+    async def _pick(self, message: ChatList.Picked) -> None:
+        try:
+            chat = await self._session.enter(message.name, private=message.private)
+        except EdgeKVError as error:
+            self.say(str(error), is_alert=True)
+            return
+        self.remove_class("-list")
+        await self.show(chat)
+        await self.refresh_list()
+        self.query_one(Prompt).focus()

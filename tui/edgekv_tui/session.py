@@ -1,0 +1,193 @@
+"""The Runtime behind the chat, and the conversations it opened. No widgets; all that may wait runs in threads.
+
+Knows the public API. A conversation that cannot be continued (another model made it, another process has the
+data directory) is opened to be read, and says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from edgekv import ConversationError, Runtime, StoreError
+from edgekv_tui.answering import Answering
+from edgekv_tui.text import title_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekv import Config, Conversation, ConversationInfo, Stream, Turn
+
+
+class OpenChat:
+    """One conversation on the screen. A new one is a draft, and kept nowhere, until its first message."""
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        conversation: Conversation | None = None,
+        *,
+        private: bool = False,
+        refusal: str | None = None,
+    ) -> None:
+        self._session = session
+        self.name = name
+        self.conversation = conversation
+        self.private = private
+        self.refusal = refusal
+        self.answering: Answering | None = None
+        self.reopened_tokens = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is being made."""
+        return self.answering is not None and not self.answering.has_ended
+
+    def history(self) -> list[Turn]:
+        """The turns of the current branch."""
+        return [] if self.conversation is None else self.conversation.history()
+
+    def send(self, text: str, *, turn: int | None = None) -> Answering:
+        """Say `text`; with `turn` in place of that message, on a new branch."""
+        at = len(self.history()) if turn is None else turn
+
+        def begin() -> Stream:
+            conversation = self._require(text)
+            return conversation.stream(text) if turn is None else conversation.stream_edit(turn, text)
+
+        return self._start(text, at, begin)
+
+    def regenerate(self) -> Answering:
+        """Answer the last message again. ConversationError if there is none."""
+        history = self.history()
+        if self.conversation is None or not history:
+            raise ConversationError("there is no message yet that could be answered again")
+        return self._start(history[-1].user, len(history) - 1, self.conversation.stream_regenerate)
+
+    async def wait(self) -> None:
+        """Return once the answer being made, if any, has ended."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _start(self, user: str, turn: int, begin: Callable[[], Stream]) -> Answering:
+        if self.refusal is not None:
+            raise ConversationError(self.refusal)
+        self.answering = Answering(user, turn=turn)
+        self._task = asyncio.create_task(self._run(self.answering, begin))
+        return self.answering
+
+    async def _run(self, answering: Answering, begin: Callable[[], Stream]) -> None:
+        try:
+            await answering.run(begin)
+        finally:
+            self._session.on_change()
+
+    def _require(self, text: str) -> Conversation:
+        """The conversation, made now if this is its first message (called in a thread)."""
+        if self.conversation is None:
+            self.conversation = self._session.create(title_of(text), private=self.private)
+            self.name = self.conversation.name
+            self._session.adopt(self)
+        return self.conversation
+
+
+def _nobody_listens() -> None:
+    """Before there is a screen."""
+
+
+class Session:
+    """One Runtime, opened when asked to, and the chats of this run by their names.
+
+    `on_change` is called when an answer has ended: the list of conversations may be another one.
+    """
+
+    def __init__(self, config: Config, *, durable: bool = True, opener: type[Runtime] = Runtime) -> None:
+        self.config = config
+        self.durable = durable
+        self._opener = opener
+        self._runtime: Runtime | None = None
+        self._chats: dict[tuple[str, bool], OpenChat] = {}
+        self.on_change: Callable[[], None] = _nobody_listens
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the model is loaded."""
+        return self._runtime is not None
+
+    @property
+    def runtime(self) -> Runtime:
+        """The Runtime. ConversationError before it is open."""
+        if self._runtime is None:
+            raise ConversationError("the model is not loaded yet; wait a moment")
+        return self._runtime
+
+    @property
+    def degraded(self) -> str | None:
+        """Why nothing is kept on disk, or None."""
+        return None if self._runtime is None else self._runtime.degraded
+
+    async def open(self, passphrase: Callable[[str], str]) -> None:
+        """Load the model; `passphrase` answers questions, in a thread. Raises what `Runtime` raises."""
+        self._runtime = await asyncio.to_thread(
+            self._opener, config=self.config, durable=self.durable, passphrase=passphrase
+        )
+
+    async def infos(self) -> list[ConversationInfo]:
+        """The kept conversations, last used first."""
+        return await asyncio.to_thread(self.runtime.conversations)
+
+    def drafts_and_private(self) -> list[OpenChat]:
+        """Private conversations of this run, newest first."""
+        return [chat for (_, private), chat in reversed(self._chats.items()) if private]
+
+    def draft(self, *, private: bool = False) -> OpenChat:
+        """A new conversation that begins with its first message."""
+        private = private or not self.durable
+        return OpenChat(self, "private chat" if private else "new chat", private=private)
+
+    async def enter(self, name: str, *, private: bool = False) -> OpenChat:
+        """The conversation `name`: to be continued if possible, else to be read."""
+        found = self._chats.get((name, private))
+        if found is None:
+            found = await asyncio.to_thread(self._enter, name)
+            self._chats[name, private] = found
+        return found
+
+    def create(self, title: str, *, private: bool) -> Conversation:
+        """A new conversation called `title`, or `title 2` and so on where that is taken (in a thread)."""
+        runtime = self.runtime
+        taken = {name for name, _ in self._chats} | {info.name for info in runtime.conversations()}
+        name, number = title, 1
+        while name in taken:
+            number += 1
+            name = f"{title} {number}"
+        if private or runtime.degraded is None:
+            return runtime.conversation(name, private=private)
+        return runtime.conversation(name, keep=False)
+
+    def adopt(self, chat: OpenChat) -> None:
+        """`chat` has its name now."""
+        self._chats[chat.name, chat.private] = chat
+
+    async def close(self) -> None:
+        """Stop what runs, keep it, free the model."""
+        if self._runtime is not None:
+            await asyncio.to_thread(self._runtime.close)
+
+    def _enter(self, name: str) -> OpenChat:
+        runtime = self.runtime
+        refusal: str | None = None
+        try:
+            conversation = runtime.conversation(name, private=not self.durable)
+        except ConversationError as error:
+            conversation = runtime.conversation(name, read_only=True)
+            refusal = str(error)
+        except StoreError:
+            if runtime.degraded is None:
+                raise
+            conversation = runtime.conversation(name, keep=False)
+        chat = OpenChat(self, name, conversation, private=not self.durable, refusal=refusal)
+        chat.reopened_tokens = conversation.num_tokens() if refusal is None else 0
+        return chat

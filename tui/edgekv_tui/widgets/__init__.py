@@ -1,0 +1,1 @@
+"""Widgets: data goes down as arguments, what happened goes up as messages in the past tense."""

@@ -1,0 +1,108 @@
+"""The turns of one conversation, newest at the bottom. Mounts only the last ones; earlier ones come when asked for.
+
+Follows a growing answer until the person scrolls away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.containers import VerticalScroll
+from textual.message import Message
+from textual.widgets import Static
+
+from edgekv_tui.widgets.turn import TurnView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekv import Turn
+
+MOUNTED_TURNS = 25
+"""A turn is two messages. Layout takes time for what is mounted, seen or not."""
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """A scrolling list of `TurnView`s."""
+
+    class Ended(Message):
+        """The focus left the last turn downwards."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's word
+        super().__init__(id=id)
+        self._turns: Sequence[Turn] = ()
+        self._first = 0
+
+    def on_mount(self) -> None:
+        """Stay at the end."""
+        self.anchor()
+
+    async def show(self, turns: Sequence[Turn], *, empty: str = "") -> None:
+        """Another conversation, or another branch of this one; `empty` stands where there are no turns."""
+        self._turns = turns
+        self._first = max(0, len(turns) - MOUNTED_TURNS)
+        async with self.batch():
+            await self.remove_children()
+            views = [TurnView.of(self._first + at, turn) for at, turn in enumerate(turns[self._first :])]
+            await self.mount_all([*self._earlier(), *views])
+            if not turns and empty:
+                await self.mount(Static(empty, markup=False, classes="empty"))
+        self.anchor()
+
+    async def begin(self, number: int, user: str) -> TurnView:
+        """A new turn, `number`, below those before it; what came from there on is on another branch now."""
+        for child in self.query(".empty").results(Static):
+            await child.remove()
+        for view in self.views:
+            if view.number >= number:
+                await view.remove()
+        view = TurnView(number, user)
+        await self.mount(view)
+        self.anchor()
+        surplus = len(self.views) - 2 * MOUNTED_TURNS
+        if surplus > 0:
+            self._turns = ()  # earlier turns come back with the next `show`
+            for old in self.views[:surplus]:
+                await old.remove()
+        return view
+
+    @property
+    def views(self) -> list[TurnView]:
+        """The mounted turns, oldest first."""
+        return list(self.query_children(TurnView))
+
+    async def show_earlier(self) -> None:
+        """Mount some more turns at the top, and keep what is seen where it is."""
+        first = max(0, self._first - MOUNTED_TURNS)
+        new = [TurnView.of(at, self._turns[at]) for at in range(first, self._first)]
+        if not new:
+            return
+        below = self.max_scroll_y - self.scroll_y
+        self._first = first
+        async with self.batch():
+            for label in self.query(".earlier").results(Static):
+                await label.remove()
+            await self.mount_all([*self._earlier(), *new], before=0)
+        self.release_anchor()
+        self.call_after_refresh(lambda: self.scroll_to(y=self.max_scroll_y - below, animate=False))
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        """Earlier turns come when the top is reached."""
+        super().watch_scroll_y(old, new)
+        if new <= 0 < old and self._first > 0:
+            self.run_worker(self.show_earlier(), group="earlier", exclusive=True)
+
+    @on(TurnView.Left)
+    def _move_focus(self, message: TurnView.Left) -> None:
+        message.stop()
+        views = self.views
+        at = views.index(message.view) + message.step
+        if at >= len(views):
+            self.post_message(self.Ended())
+        elif at >= 0:
+            views[at].focus()
+
+    def _earlier(self) -> list[Static]:
+        text = f"↑ {self._first:,} earlier turns"
+        return [Static(text, markup=False, classes="earlier")] if self._first else []

@@ -1,0 +1,103 @@
+"""One message with its answer. Knows how a turn looks, also while it grows; nothing of where it comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.binding import Binding
+from textual.containers import VerticalGroup
+from textual.message import Message
+from textual.widgets import Markdown, Static
+
+from edgekv_tui.lines import detail_line, state_mark
+from edgekv_tui.text import shown
+
+if TYPE_CHECKING:
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+    from edgekv import Result, Turn
+
+
+class Answer(Markdown):
+    """The answer's Markdown. A link is shown, never opened: nothing leaves this machine by itself."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, open_links=False)
+
+
+class TurnView(VerticalGroup, can_focus=True):
+    """One turn; focused it takes keys that concern it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "go(-1)", "Previous", show=False, id="turn.previous"),
+        Binding("down,j", "go(1)", "Next", show=False, id="turn.next"),
+        Binding("enter,d", "ask('details')", "Details", id="turn.details"),
+        Binding("e", "ask('edit')", "Edit", id="turn.edit"),
+        Binding("c", "ask('copy')", "Copy", id="turn.copy"),
+        Binding("b", "ask('branches')", "Branches", id="turn.branches"),
+    ]
+
+    class Asked(Message):
+        """A person asked for `what` ("details", "edit", "copy", "branches") about a turn."""
+
+        def __init__(self, view: TurnView, what: str) -> None:
+            super().__init__()
+            self.view = view
+            self.what = what
+
+    class Left(Message):
+        """The focus shall go `step` turns further."""
+
+        def __init__(self, view: TurnView, step: int) -> None:
+            super().__init__()
+            self.view = view
+            self.step = step
+
+    def __init__(self, number: int, user: str, answer: str = "", remark: str = "") -> None:
+        """`number` is the turn's place in its branch, from 0; `remark` stands below the answer."""
+        super().__init__()
+        self.number = number
+        self.user = user
+        self.answer = answer
+        self.result: Result | None = None
+        self._remarks = [remark] if remark else []
+
+    @classmethod
+    def of(cls, number: int, turn: Turn) -> TurnView:
+        """A turn of the past."""
+        return cls(number, turn.user, shown(turn.answer), state_mark(turn))
+
+    def compose(self) -> ComposeResult:
+        """The message, the answer, the note."""
+        yield Static(shown(self.user), markup=False, classes="user")
+        yield Answer(self.answer)
+        yield Static("\n".join(self._remarks), markup=False, classes="note")
+
+    async def grow(self, text: str) -> None:
+        """Show `text`; only what is new of it is laid out."""
+        old, self.answer = self.answer, text
+        if not text.startswith(old):
+            await self.query_one(Answer).update(text)
+        elif len(text) > len(old):
+            await self.query_one(Answer).append(text[len(old) :])
+
+    async def end(self, result: Result) -> None:
+        """Show what became of it."""
+        self.result = result
+        await self.grow(shown(result.text))
+        mark = {"cancelled": "[stopped] ", "length": "[longest answer reached] ", "context": "[window full] "}
+        self.remark(mark.get(result.finish_reason, "") + detail_line(result).strip("[]"))
+
+    def remark(self, text: str) -> None:
+        """Say one thing more below the answer."""
+        self._remarks.append(shown(text))
+        self.query_one(".note", Static).update("\n".join(self._remarks))
+
+    def action_ask(self, what: str) -> None:
+        """Tell what was asked for."""
+        self.post_message(self.Asked(self, what))
+
+    def action_go(self, step: int) -> None:
+        """Hand the focus on."""
+        self.post_message(self.Left(self, step))
