@@ -4,6 +4,7 @@ Importing it loads neither torch nor a model; `Runtime` does.
 """
 
 from edgekv.asyncio import AsyncConversation, AsyncRuntime
+from edgekv.catalog import FoundModel, found_models
 from edgekv.config import Config
 from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
 from edgekv.errors import (
@@ -45,6 +46,7 @@ __all__ = [
     "Done",
     "EdgeKVError",
     "Event",
+    "FoundModel",
     "ModelLoadError",
     "Notice",
     "PrefillProgress",
@@ -60,4 +62,5 @@ __all__ = [
     "Unsupported",
     "Usage",
     "__version__",
+    "found_models",
 ]

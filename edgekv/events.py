@@ -92,9 +92,10 @@ class PrefillProgress:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Newly generated text, always whole characters."""
+    """Newly generated text, always whole characters; `num_tokens` were generated so far (0: not counted)."""
 
     text: str
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

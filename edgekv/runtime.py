@@ -138,6 +138,25 @@ class Runtime:
         self._worker.check_usable()
         return [] if self._library is None else self._library.infos()
 
+    def rename(self, name: str, new_name: str, *, private: bool = False) -> None:
+        """Give a conversation another name. ConversationError where that name is taken or unusable."""
+        self._worker.check_usable()
+        old, new = (name, private), (new_name, private)
+        with self._lock:
+            self._check_not_forgetting(old)
+            conversation = self._conversations.get(old)
+            if private:
+                check_name(new_name)
+                if conversation is None:
+                    raise ConversationError(f"no private conversation is called {name!r}")
+                if new != old and new in self._conversations:
+                    raise ConversationError(f"there is a private conversation called {new_name!r} already")
+            else:
+                self._writable_library().rename(name, new_name)
+            if conversation is not None:
+                conversation.name = new_name
+                self._conversations[new] = self._conversations.pop(old)
+
     def forget(self, name: str, *, private: bool = False) -> None:
         """Destroy a conversation, transcript and KV, in every tier. ConversationError if there is none."""
         self._worker.check_usable()

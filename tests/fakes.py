@@ -168,7 +168,7 @@ class FakeEngine:
             shown = stopper.push(character)
             text += shown
             if shown:
-                emit(TextDelta(shown))
+                emit(TextDelta(shown, len(generated)))
             if stopper.stopped:
                 return generated, text, "stop"
             time.sleep(self.token_s)

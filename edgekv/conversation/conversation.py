@@ -13,6 +13,7 @@ from array import array
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from edgekv.config import ANSWER_FIELDS
+from edgekv.conversation.markdown import markdown_lines
 from edgekv.conversation.render import render_turn, trim_to_text
 from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
@@ -136,6 +137,15 @@ class Conversation:
         """The turns of the current branch, oldest first."""
         with self._lock:
             return self._tree.path(self._tree.head)
+
+    def turns(self) -> list[Turn]:
+        """The turns of all branches, each behind its parent."""
+        with self._lock:
+            return self._tree.turns()
+
+    def markdown(self) -> str:
+        """The current branch for reading; whoever writes it to a file writes it unencrypted."""
+        return "\n".join(markdown_lines(self.name, self.history())) + "\n"
 
     def branches(self) -> list[Branch]:
         """Every branch, oldest first."""

@@ -12,6 +12,7 @@ import msgspec
 
 from edgekv.conversation.journal import Meta
 from edgekv.conversation.library import check_name
+from edgekv.conversation.markdown import markdown_lines
 from edgekv.conversation.turns import Turn, TurnTree
 from edgekv.errors import ConversationError
 from edgekv.events import Exactness, FinishReason  # noqa: TC001  msgspec reads them at run time
@@ -78,11 +79,7 @@ def export_markdown(library: Library, name: str) -> Iterator[str]:
     """The current branch, for reading."""
     library.require(name)
     tree = _tree(library, name)
-    yield f"# {name}"
-    for turn in tree.path(tree.head):
-        mark = "" if turn.state == "complete" else f" *[{turn.state}]*"
-        mark += " *[rebuilt]*" if turn.is_rebuilt else ""
-        yield f"\n## You\n\n{turn.user}\n\n## Answer{mark}\n\n{turn.answer}"
+    yield from markdown_lines(name, tree.path(tree.head))
 
 
 def import_lines(library: Library, lines: Iterable[str], name: str | None = None) -> str:

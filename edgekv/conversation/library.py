@@ -139,6 +139,19 @@ class Library:
             raise ConversationError(f"no conversation is called {name!r}; {hint}")
         return row
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Call `name` `new_name`. ConversationError if there is none, or if it cannot be called so."""
+        check_name(new_name)
+        row = self.require(name)
+        if not row.meta:
+            raise ConversationError(f"{name} is damaged: it has no record of its own that could hold a name")
+        if new_name != name and self._row(new_name) is not None:
+            raise ConversationError(
+                f"there is a conversation called {new_name!r} already; choose another name"
+            )
+        with translated():
+            self._transcripts.rename(row.id, new_name)
+
     def begin_forgetting(self, name: str) -> bytes:
         """Destroy the key of `name`: from now on nothing of it can be read. Returns the id of its KV.
 

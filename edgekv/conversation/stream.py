@@ -76,7 +76,7 @@ class Mailbox:
         with self._changed:
             last = self._events[-1] if self._events else None
             if isinstance(event, TextDelta) and isinstance(last, TextDelta):
-                self._events[-1] = TextDelta(last.text + event.text)
+                self._events[-1] = TextDelta(last.text + event.text, event.num_tokens)
             elif isinstance(event, PrefillProgress) and isinstance(last, PrefillProgress):
                 self._events[-1] = event
             else:

@@ -64,7 +64,7 @@ class _Turn:
         """Hand out new text."""
         if text:
             self.text.append(text)
-            self.emit(TextDelta(text))
+            self.emit(TextDelta(text, len(self.context) - len(self.request.token_ids)))
 
     def note(self, message: str) -> None:
         """Tell the user something, once."""

@@ -280,3 +280,36 @@ def test_stats_do_not_wait_for_the_engine(open_runtime):
             time.sleep(0.001)
         stats = runtime.stats()
     assert (stats.model, stats.device_budget, stats.degraded) == ("fake", 8 << 20, None)
+
+
+def test_rename_keeps_turns_and_refuses_taken_names(open_runtime):
+    """Guards new names, of kept and of private conversations: the same object goes on, nothing is written twice."""
+    runtime = open_runtime()
+    chat, secret = runtime.conversation("a"), runtime.conversation("a", private=True)
+    chat.send("one")
+    runtime.conversation("b")
+    runtime.conversation("b", private=True)
+    for private in (False, True):
+        with pytest.raises(ConversationError, match="already"):
+            runtime.rename("a", "b", private=private)
+        with pytest.raises(ConversationError, match="cannot be"):
+            runtime.rename("a", " c", private=private)
+        with pytest.raises(ConversationError, match="is called 'x'"):
+            runtime.rename("x", "y", private=private)
+        runtime.rename("a", "c", private=private)
+    assert runtime.conversation("c") is chat
+    assert runtime.conversation("c", private=True) is secret
+    chat.send("two")
+    runtime.close()
+    again = open_runtime()
+    assert sorted(info.name for info in again.conversations()) == ["b", "c"]
+    assert [turn.user for turn in again.conversation("c").history()] == ["one", "two"]
+
+
+def test_all_turns_and_markdown(open_runtime):
+    """Guards what search and export read: every branch once, and the current one as text."""
+    chat = open_runtime().conversation("a")
+    chat.send("one")
+    chat.edit(0, "two")
+    assert [turn.user for turn in chat.turns()] == ["one", "two"]
+    assert chat.markdown() == "# a\n\n## You\n\ntwo\n\n## Answer\n\nhello there\n"

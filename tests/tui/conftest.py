@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fakes import FakeFactory
+from textual import events
 
-from edgekv import Config, Runtime
+from edgekv import Config, Runtime, found_models
 from edgekv_tui.app import ChatApp
 from edgekv_tui.session import Session
 
@@ -63,6 +64,26 @@ class Person:
         """Type `text` key by key."""
         await self.pilot.press(*("space" if c == " " else c for c in text))
 
+    def pastes(self, text):
+        self.app.chat_screen.query_one("#prompt").post_message(events.Paste(text))
+
+    def history(self):
+        return self.app.chat_screen.chat.history()
+
+    def found_models(self):
+        return found_models(self.app.session.config)
+
+    async def does(self, deed):
+        """Choose a deed, as the palette does, and wait for what it shows first."""
+        self.app.chat_screen.action_deed(deed)
+        await self.pilot.pause(0.05)
+
+    async def answers(self, text):
+        """Fill in the line of a dialog."""
+        await self.until(lambda: self.app.screen.query("Input"), "a dialog")
+        self.app.screen.query_one("Input").value = text
+        await self.presses("enter")
+
     async def says(self, text):
         """Send a message that is pasted, not typed, so that tests are fast."""
         self.app.chat_screen.query_one("#prompt").insert(text)
@@ -75,7 +96,17 @@ def sit_down(data_dir):
 
     @asynccontextmanager
     async def sit_down(
-        name=None, *, size=(80, 24), private=False, factory=None, waits=True, opener=None, config=None, **fake
+        name=None,
+        *,
+        size=(80, 24),
+        private=False,
+        factory=None,
+        waits=True,
+        opener=None,
+        config=None,
+        settings=None,
+        settings_file=None,
+        **fake,
     ):
         factory = factory or FakeFactory(**fake)
 
@@ -84,7 +115,7 @@ def sit_down(data_dir):
 
         config = Config(data_dir=data_dir, **(config or {}))
         session = Session(config, durable=not private, opener=opener or open_runtime)
-        app = ChatApp(session, name, private=private)
+        app = ChatApp(session, name, private=private, settings=settings, settings_file=settings_file)
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, factory)
             if waits:

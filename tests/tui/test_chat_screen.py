@@ -96,7 +96,7 @@ async def test_a_new_chat_and_back(sit_down, data_dir):
         assert names(data_dir) == ["about trains"]
         await person.says("about ships")
         await person.sees("hello there", "● about ships")
-        await person.presses("ctrl+b", "down", "enter")
+        await person.presses("ctrl+l", "down", "enter")
         await person.sees("● about trains")
         await person.until(lambda: "about trains" in person.screen().splitlines()[0], "the title")
     assert sorted(names(data_dir)) == ["about ships", "about trains"]
@@ -113,7 +113,7 @@ async def test_an_answer_goes_on_behind_another_conversation(sit_down):
         person.engine.hold.set()
         await person.sees("slow one")  # in the list
         assert "hello there" not in person.screen()
-        await person.presses("ctrl+b", "enter")
+        await person.presses("ctrl+l", "enter")
         await person.sees("hello there")
 
 

@@ -12,13 +12,26 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import Binding
+from textual.worker import WorkerFailed
 
-from edgekv import EdgeKVError
+from edgekv import EdgeKVError, ModelLoadError, found_models
+from edgekv_tui.keys import bindings_of, key_rows
+from edgekv_tui.palette import DeedProvider
 from edgekv_tui.screens.chat import ChatScreen
-from edgekv_tui.screens.dialogs import Ask
+from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
+from edgekv_tui.screens.pages import Page
+from edgekv_tui.settings import Settings, check, save_theme
+from edgekv_tui.text import size
+from edgekv_tui.widgets.prompt import Prompt
+from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
     from textual.binding import BindingType
+    from textual.dom import DOMNode
+    from textual.theme import Theme
 
     from edgekv_tui.session import Session
 
@@ -28,13 +41,34 @@ class ChatApp(App[int]):
 
     CSS_PATH = "edgekv.tcss"
     TITLE = "edgekv"
+    COMMANDS = App.COMMANDS | {DeedProvider}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
+        Binding("f1", "keys", "Help", id="app.help"),
     ]
 
-    def __init__(self, session: Session, name: str | None = None, *, private: bool = False) -> None:
-        """`name` is the conversation to begin or continue; None for the one used last."""
+    def __init__(
+        self,
+        session: Session,
+        name: str | None = None,
+        *,
+        private: bool = False,
+        settings: Settings | None = None,
+        settings_file: Path | None = None,
+    ) -> None:
+        """`name` is the conversation to begin or continue; None for the one used last.
+
+        A theme chosen in the palette is written to `settings_file`. Raises ConfigError for settings that name
+        a theme or a key that does not exist.
+        """
         super().__init__()
+        self._settings = settings or Settings()
+        self._settings_file = settings_file
+        owners: list[type[DOMNode]] = [*KEY_GROUPS.values(), Ask, Confirm, Choose, Page]
+        check(self._settings, self.available_themes, [binding.id or "" for binding in bindings_of(*owners)])
+        self.set_keymap(self._settings.keys)
+        if self._settings.theme is not None:
+            self.theme = self._settings.theme
         self.session = session
         self._name = name
         self._private = private
@@ -54,6 +88,7 @@ class ChatApp(App[int]):
     def on_mount(self) -> None:
         """Open the session behind the screen that is shown already."""
         self._on_signals()
+        self.theme_changed_signal.subscribe(self, self._keep_theme)
         self.run_worker(self._open(), exclusive=True, group="open")
 
     async def _open(self) -> None:
@@ -67,18 +102,63 @@ class ChatApp(App[int]):
                 chat = await self.session.enter(name)
             await screen.show(chat)
             await screen.refresh_list()
+        except ModelLoadError as error:
+            screen.say(str(error), is_alert=True)
+            await self._choose_model(str(error))
         except EdgeKVError as error:
             screen.say(str(error), is_alert=True)
 
+    async def _choose_model(self, problem: str) -> None:
+        """Offer what there is; one key begins with it."""
+        found = await asyncio.to_thread(found_models, self.session.config)
+        models = self.session.config.data_dir / "models"
+        hint = f"Enter: begin with it · Esc: back · or put a GGUF file into {models}, or: edgekv chat --model PATH"
+        rows = [f"{size(model.size):>9}  {model.name}  [{model.source}]" for model in found]
+        chosen = await self.push_screen_wait(Choose(problem, rows or ["no GGUF file was found"], hint=hint))
+        if chosen is not None and found:
+            self.session.config = self.session.config.replace({"model": found[chosen].path})
+            self.chat_screen.say(f"loading {found[chosen].name}…")
+            await self._open()
+
     def _ask_passphrase(self, question: str) -> str:
         """Called in the thread that opens the session."""
-        answer: str | None = self.call_from_thread(self._ask, question)
-        return answer or ""
+        ask: Callable[[str], str | Awaitable[str]] = self._ask
+        return self.call_from_thread(ask, question)
 
-    async def _ask(self, question: str) -> str | None:
+    async def _ask(self, question: str) -> str:
         answered: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.push_screen(Ask(question, is_secret=True), callback=answered.set_result)
-        return await answered
+        return await answered or ""
+
+    def action_keys(self) -> None:
+        """All keys, as they are set."""
+        where = self._settings_file or "chat.toml"
+        rows = [*key_rows(KEY_GROUPS, self._settings.keys), (f"Keys and theme are set in {where}", "")]
+        self.push_screen(Page("Keys", rows))
+
+    def action_help_quit(self) -> None:
+        """Ctrl+C where nothing is selected."""
+        self.chat_screen.say("Ctrl+Q leaves; Esc stops an answer")
+
+    def _fatal_error(self) -> None:
+        """An error of our own ends the program; the command line logs where, without what was being said."""
+        self._close_messages_no_wait()
+
+    @property
+    def fatal_error(self) -> Exception | None:
+        """What ended the program, if it was an error."""
+        error = self._exception
+        return (
+            error.error if isinstance(error, WorkerFailed) and isinstance(error.error, Exception) else error
+        )
+
+    def _keep_theme(self, theme: Theme) -> None:
+        """Remember what was chosen in the palette."""
+        if self._settings_file is not None and theme.name != self._settings.theme:
+            try:
+                save_theme(self._settings_file, theme.name)
+            except OSError as error:
+                self.chat_screen.say(f"the theme is not remembered: {error.strerror or error}", is_alert=True)
 
     async def action_quit(self) -> None:
         """Stop what runs, keep it, leave."""
@@ -106,3 +186,11 @@ class ChatApp(App[int]):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.leave, 128 + number)
+
+
+KEY_GROUPS: dict[str, type[DOMNode]] = {
+    "Anywhere": ChatApp,
+    "In the chat": ChatScreen,
+    "While writing": Prompt,
+    "On a turn (Shift+Tab goes there)": TurnView,
+}

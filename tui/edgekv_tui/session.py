@@ -16,7 +16,7 @@ from edgekv_tui.text import title_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgekv import Config, Conversation, ConversationInfo, Stream, Turn
+    from edgekv import Config, Conversation, ConversationInfo, Result, Stream, Turn
 
 
 class OpenChat:
@@ -38,6 +38,7 @@ class OpenChat:
         self.refusal = refusal
         self.answering: Answering | None = None
         self.reopened_tokens = 0
+        self.results: dict[int, Result] = {}  # of answers of this run, by their turn's id
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -81,6 +82,9 @@ class OpenChat:
     async def _run(self, answering: Answering, begin: Callable[[], Stream]) -> None:
         try:
             await answering.run(begin)
+            turns = self.history()
+            if answering.result is not None and turns:
+                self.results[turns[-1].id] = answering.result
         finally:
             self._session.on_change()
 
@@ -170,6 +174,23 @@ class Session:
     def adopt(self, chat: OpenChat) -> None:
         """`chat` has its name now."""
         self._chats[chat.name, chat.private] = chat
+
+    async def rename(self, chat: OpenChat, name: str) -> None:
+        """Give `chat` another name; a draft takes it with its first message."""
+        if chat.conversation is not None:
+            await asyncio.to_thread(self.runtime.rename, chat.name, name, private=chat.conversation.private)
+            self._chats.pop((chat.name, chat.private), None)
+            chat.name = name
+            self.adopt(chat)
+
+    async def forget(self, chat: OpenChat) -> None:
+        """Destroy `chat`; what is being answered is stopped."""
+        if chat.answering is not None:
+            chat.answering.stop()
+        await chat.wait()
+        private = chat.conversation is not None and chat.conversation.private
+        await asyncio.to_thread(self.runtime.forget, chat.name, private=private)
+        self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:
         """Stop what runs, keep it, free the model."""

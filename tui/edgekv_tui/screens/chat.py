@@ -15,13 +15,15 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
-from edgekv import EdgeKVError
+from edgekv import Closed, EdgeKVError
+from edgekv_tui.deeds import Deeds
 from edgekv_tui.lines import pending_line, restored_line
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.chats import ChatList
 from edgekv_tui.widgets.prompt import Prompt
 from edgekv_tui.widgets.status import Status
 from edgekv_tui.widgets.transcript import Transcript
+from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
     from edgekv_tui.answering import Answering
     from edgekv_tui.session import OpenChat, Session
-    from edgekv_tui.widgets.turn import TurnView
 
 EMPTY = "Nothing was said yet. Enter sends, Ctrl+J begins a new line, F1 lists all keys."
 EMPTY_PRIVATE = "A private chat: nothing of it is written to disk, and it ends with this program."
@@ -46,7 +47,10 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+n", "new", "New", id="chat.new"),
         Binding("ctrl+t", "new(True)", "Private", id="chat.private", priority=True),
         Binding("ctrl+r", "regenerate", "Again", id="chat.again"),
-        Binding("ctrl+b", "chats", "Chats", id="chat.list", priority=True),
+        Binding("ctrl+l", "chats", "Chats", id="chat.list", priority=True),
+        Binding("ctrl+g", "deed('editor')", "Editor", show=False, id="chat.editor", priority=True),
+        Binding("f2", "deed('edit_last')", "Edit", show=False, id="chat.edit"),
+        Binding("f3", "deed('details')", "Details", show=False, id="chat.details"),
         Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up", priority=True),
         Binding("pagedown", "page(1)", "Page down", show=False, id="chat.page_down", priority=True),
         Binding("shift+tab", "turns", "Turns", show=False, id="chat.turns", priority=True),
@@ -54,7 +58,8 @@ class ChatScreen(Screen[None]):
 
     def __init__(self, session: Session) -> None:
         super().__init__()
-        self._session = session
+        self.session = session
+        self._deeds = Deeds(self)
         self._view: TurnView | None = None
         self._editing: int | None = None
         self.chat = session.draft()
@@ -73,7 +78,7 @@ class ChatScreen(Screen[None]):
     def on_mount(self) -> None:
         """Ready to write before the model is."""
         self.query_one(Prompt).focus()
-        self._session.on_change = self._list_again
+        self.session.on_change = self._list_again
         self._show_title()
 
     async def show(self, chat: OpenChat) -> None:
@@ -101,13 +106,19 @@ class ChatScreen(Screen[None]):
 
     async def refresh_list(self) -> None:
         """Read the list of conversations again."""
-        infos = await self._session.infos()
+        try:
+            infos = await self.session.infos()
+        except Closed:
+            return  # the program is being left
+        except EdgeKVError as error:
+            self.say(str(error), is_alert=True)
+            return
         current = (self.chat.name, self.chat.private)
-        self.query_one(ChatList).show(infos, self._session.drafts_and_private(), current)
+        self.query_one(ChatList).show(infos, self.session.drafts_and_private(), current)
 
     @on(Prompt.Submitted)
     async def _send(self, message: Prompt.Submitted) -> None:
-        if not self._session.is_open:
+        if not self.session.is_open:
             self.notify("The model is still being loaded; nothing was sent.", severity="warning")
             return
         turn, self._editing = self._editing, None
@@ -174,7 +185,7 @@ class ChatScreen(Screen[None]):
 
     def _rest(self) -> None:
         """What the status line says while nothing happens."""
-        degraded = self._session.degraded
+        degraded = self.session.degraded
         if degraded is not None and not self.chat.private:
             self.say(f"nothing is kept on disk: {degraded}", is_alert=True)
         else:
@@ -182,7 +193,7 @@ class ChatScreen(Screen[None]):
 
     def _show_title(self) -> None:
         private = " · PRIVATE" if self.chat.private else ""
-        model = self._session.runtime.stats().model if self._session.is_open else "…"
+        model = self.session.runtime.stats().model if self.session.is_open else "…"
         self.set_class(self.chat.private, "-private")
         self.query_one("#title", Static).update(
             f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
@@ -201,9 +212,23 @@ class ChatScreen(Screen[None]):
         self.remove_class("-list")
         prompt.focus()
 
+    def edit_turn(self, number: int) -> None:
+        """Put the message of turn `number` into the prompt; sending it makes a branch."""
+        self._editing = number
+        prompt = self.query_one(Prompt)
+        prompt.replace_all(self.chat.history()[number].user)
+        prompt.focus()
+        self.say(
+            f"editing message {number + 1}: Enter asks anew on a branch of its own, Esc leaves it as it is"
+        )
+
+    def action_deed(self, name: str) -> None:
+        """Do what the palette lists."""
+        self.run_worker(self._deeds.do(name), group="deed", exclusive=True)
+
     async def action_new(self, private: bool = False) -> None:
         """A new conversation."""
-        await self.show(self._session.draft(private=private))
+        await self.show(self.session.draft(private=private))
         self.query_one(Prompt).focus()
 
     async def action_regenerate(self) -> None:
@@ -226,6 +251,19 @@ class ChatScreen(Screen[None]):
         if views:
             views[-1].focus()
 
+    @on(TurnView.Asked)
+    def _do_with_turn(self, message: TurnView.Asked) -> None:
+        number = message.view.number
+        match message.what:
+            case "edit":
+                self.edit_turn(number)
+            case "details":
+                self._deeds.show_details(number)
+            case "copy":
+                self._deeds.copy_text(self.chat.history()[number].answer)
+            case "branches":
+                self.action_deed("branches")
+
     @on(Transcript.Ended)
     def _back_to_prompt(self) -> None:
         self.query_one(Prompt).focus()
@@ -238,7 +276,7 @@ class ChatScreen(Screen[None]):
     @on(ChatList.Picked)
     async def _pick(self, message: ChatList.Picked) -> None:
         try:
-            chat = await self._session.enter(message.name, private=message.private)
+            chat = await self.session.enter(message.name, private=message.private)
         except EdgeKVError as error:
             self.say(str(error), is_alert=True)
             return

@@ -1,0 +1,107 @@
+"""Keys, themes, the palette, models and leaving."""
+
+import pytest
+from fakes import FakeFactory
+
+from edgekv import ConfigError, ModelLoadError, Runtime
+from edgekv_tui.settings import Settings, read_settings
+
+
+async def test_keys_are_listed_and_changed(sit_down):
+    """Guards F1 and chat.toml: a changed key works, is shown, and the one it replaces does nothing."""
+    settings = Settings(keys={"chat.new": "f9"})
+    async with sit_down(settings=settings) as person:
+        await person.says("hi")
+        await person.sees("hello there")
+        await person.presses("f1")
+        await person.sees("Keys", "F9", "(chat.new)", "Ctrl+Q")
+        await person.presses("escape", "ctrl+n")
+        await person.pilot.pause()
+        assert "hello there" in person.screen()
+        await person.presses("f9")
+        await person.misses("hello there")
+
+
+def test_settings_that_name_nothing_are_refused(tmp_path, sit_down):
+    """Guards misspelt settings: the error says which, and what was probably meant."""
+    from edgekv_tui.app import ChatApp
+
+    path = tmp_path / "chat.toml"
+    path.write_text('theme = "ansi-drak"\n')
+    with pytest.raises(ConfigError, match="did you mean 'ansi-dark'"):
+        ChatApp(None, settings=read_settings(path))
+    path.write_text('[keys]\n"chat.stpo" = "f9"\n')
+    with pytest.raises(ConfigError, match=r"did you mean 'chat.stop'"):
+        ChatApp(None, settings=read_settings(path))
+    path.write_text("colour = 1\n")
+    with pytest.raises(ConfigError, match="colour"):
+        read_settings(path)
+
+
+async def test_a_chosen_theme_is_remembered(sit_down, tmp_path):
+    """Guards chat.toml: the theme is written, comments and keys stay."""
+    path = tmp_path / "chat.toml"
+    path.write_text('# mine\ntheme = "nord"\n[keys]\n"chat.new" = "f9"\n')
+    async with sit_down(settings=read_settings(path), settings_file=path) as person:
+        assert person.app.theme == "nord"
+        person.app.theme = "ansi-light"
+        await person.pilot.pause()
+    assert path.read_text() == '# mine\ntheme = "ansi-light"\n[keys]\n"chat.new" = "f9"\n'
+
+
+async def test_the_palette_finds_deeds(sit_down):
+    """Guards Ctrl+P: what has no key is found by its words."""
+    async with sit_down() as person:
+        await person.presses("ctrl+p")
+        await person.types("rename")
+        await person.sees("Rename this conversation")
+        await person.presses("down", "enter")
+        await person.sees("Enter: go on")
+
+
+async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
+    """Guards the first start: what was found is listed, how to add one is said, one key begins with it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    factory = FakeFactory()
+
+    def open_runtime(*, config, **options):
+        if config.model is None:
+            raise ModelLoadError("no model was chosen and the bundled one is not installed")
+        return Runtime(config=config, engine_factory=factory, **options)
+
+    async with sit_down(opener=open_runtime, factory=factory, waits=False) as person:
+        await person.sees("no model was chosen", "small", "edgekv chat --model PATH")
+        row = next(at for at, line in enumerate(person.found_models()) if line.name == "small")
+        await person.presses(*["down"] * row, "enter")
+        await person.says("hi")
+        await person.sees("hello there")
+
+
+async def test_leaving_keeps_the_part_that_was_said(sit_down):
+    """Guards Ctrl+Q in the middle of an answer."""
+    async with sit_down("a", answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+        await person.says("go on")
+        await person.sees("word word")
+        await person.presses("ctrl+q")
+        await person.until(lambda: person.app.return_code is not None)
+        assert person.app.return_code == 0
+    async with sit_down("a") as person:
+        await person.sees("word word", "[stopped]")
+
+
+async def test_a_passphrase_is_asked_for_unseen(sit_down, monkeypatch):
+    """Guards a protected data directory: the question is on the screen, the answer is not."""
+    asked = []
+
+    def open_runtime(*, passphrase, **options):
+        asked.append(passphrase("Passphrase of these conversations"))
+        return Runtime(engine_factory=FakeFactory(), **options)
+
+    async with sit_down(opener=open_runtime, waits=False) as person:
+        await person.sees("Passphrase of these conversations")
+        await person.types("xyzzy")
+        assert "xyzzy" not in person.screen()
+        await person.presses("enter")
+        await person.misses("Passphrase", "loading")
+        assert asked == ["xyzzy"]

@@ -1,0 +1,112 @@
+"""What can be done with a conversation besides talking."""
+
+import json
+
+from edgekv.conversation.kept import kept_conversations
+
+
+def names(data_dir):
+    return [info.name for info in kept_conversations(data_dir)]
+
+
+async def test_editing_makes_a_branch_and_branches_are_left_and_found(sit_down):
+    """Guards edited messages: the old branch stays, is listed, and is shown when chosen."""
+    async with sit_down() as person:
+        for text in ("first", "second"):
+            await person.says(text)
+            await person.sees(text, "exact;")
+            await person.misses("Esc stops")
+        await person.presses("shift+tab", "up", "e")
+        await person.sees("editing message 1")
+        await person.presses("escape")
+        await person.misses("editing message")
+        await person.presses("f2")
+        await person.sees("editing message 2")
+        person.engine.answer = "quite different"
+        await person.types(" thought")
+        await person.presses("enter")
+        await person.sees("second thought", "quite different")
+        await person.sees("hello there", times=1)
+        await person.does("branches")
+        await person.sees("2 turns · second", "● 2 turns · second thought")
+        await person.presses("up", "up", "enter")
+        await person.misses("thought")
+        await person.sees("second", "hello there")
+        assert [turn.user for turn in person.history()] == ["first", "second"]
+
+
+async def test_details_of_an_answer(sit_down):
+    """Guards the page behind F3: figures of the engine, and what is known of answers of earlier runs."""
+    async with sit_down("a") as person:
+        await person.presses("f3")
+        await person.sees("there is no answer yet")
+        await person.says("hi")
+        await person.sees("exact;")
+        await person.presses("f3")
+        await person.sees("exact: every token read the whole conversation", "the model ended it", "0 of them")
+        await person.presses("escape")
+    async with sit_down("a") as person:
+        await person.presses("f3")
+        await person.sees("the model ended it", "it was answered in an earlier run")
+
+
+async def test_rename_keeps_everything_but_the_name(sit_down, data_dir):
+    """Guards a new name: taken ones are refused in one line, the conversation goes on under it."""
+    async with sit_down("old") as person:
+        await person.says("hi")
+        await person.sees("hello there")
+        await person.does("rename")
+        await person.presses(*["backspace"] * 3, *"new", "enter")
+        await person.until(lambda: " new " in person.screen().splitlines()[0], "the title")
+        await person.says("again")
+        await person.sees("hello there", times=2)
+        await person.misses("Esc stops")
+    assert names(data_dir) == ["new"]
+    async with sit_down() as person:
+        await person.sees("hi", "again")
+
+
+async def test_export_and_import(sit_down, data_dir, tmp_path):
+    """Guards taking a conversation along: Markdown for reading, JSON lines that come back whole, 0600."""
+    async with sit_down("trip") as person:
+        await person.says("hi *there*")
+        await person.sees("hello there")
+        for deed, suffix in (("export_markdown", "md"), ("export_json", "jsonl")):
+            await person.does(deed)
+            await person.answers(str(tmp_path / f"trip.{suffix}"))
+            await person.sees("exported to")
+        await person.does("export_json")
+        await person.answers(str(tmp_path / "trip.jsonl"))
+        await person.sees("choose a new file")
+        await person.does("forget")
+        await person.sees("Its key is destroyed")
+        await person.presses("y")
+        await person.sees("forgotten: trip")
+        await person.until(lambda: names(data_dir) == [])
+        await person.does("import_file")
+        await person.answers(str(tmp_path / "trip.jsonl"))
+        await person.sees("hello there", "trip")
+    assert (
+        tmp_path / "trip.md"
+    ).read_text() == "# trip\n\n## You\n\nhi *there*\n\n## Answer\n\nhello there\n"
+    assert (tmp_path / "trip.jsonl").stat().st_mode & 0o777 == 0o600
+    assert json.loads((tmp_path / "trip.jsonl").read_text().splitlines()[0])["name"] == "trip"
+    assert names(data_dir) == ["trip"]
+
+
+async def test_forgetting_needs_a_yes(sit_down, data_dir):
+    """Guards against a key pressed by accident; a private chat is forgotten as well."""
+    async with sit_down("a") as person:
+        await person.says("hi")
+        await person.sees("hello there")
+        await person.does("forget")
+        await person.presses("enter", "escape")
+        await person.misses("Its key is destroyed")
+        assert names(data_dir) == ["a"]
+        await person.presses("ctrl+t")
+        await person.says("psst")
+        await person.sees("hello there")
+        await person.does("forget")
+        await person.presses("y")
+        await person.sees("forgotten: psst")
+        assert names(data_dir) == ["a"]

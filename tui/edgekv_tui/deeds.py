@@ -1,0 +1,176 @@
+"""What a person can do with a conversation besides talking. Each deed asks for what it needs.
+
+Knows dialogs, files and the session; the screen is told what to show. Deeds run in a worker, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual.app import SuspendNotSupported
+
+from edgekv import ConversationError, EdgeKVError
+from edgekv.conversation.linefile import read_lines, write_lines
+from edgekv_tui.details import detail_rows
+from edgekv_tui.editor import edit
+from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
+from edgekv_tui.screens.pages import Page
+from edgekv_tui.text import one_line
+from edgekv_tui.widgets.prompt import Prompt
+
+if TYPE_CHECKING:
+    from edgekv_tui.screens.chat import ChatScreen
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """A row of the palette: `name` is the method below."""
+
+    name: str
+    title: str
+    help: str
+
+
+DEEDS = (
+    Deed("edit_last", "Edit the last message", "Ask differently: a new branch, the old one stays"),
+    Deed("branches", "Branches", "Go to another branch of this conversation"),
+    Deed("details", "Details of the last answer", "Exactness, tokens, speed, memory"),
+    Deed("copy", "Copy the last answer", "To the terminal's clipboard"),
+    Deed("editor", "Write in an editor", "Opens the message in $VISUAL or $EDITOR"),
+    Deed("rename", "Rename this conversation", "Nothing else changes"),
+    Deed("export_markdown", "Export as Markdown", "The current branch, for reading; not encrypted"),
+    Deed("export_json", "Export as JSON lines", "Everything, to be imported again; not encrypted"),
+    Deed("import_file", "Import a conversation", "From a file that edgekv exported"),
+    Deed("forget", "Forget this conversation", "Destroys its key: text and memory are gone for good"),
+)
+
+
+class Deeds:
+    """The deeds over one screen."""
+
+    def __init__(self, screen: ChatScreen) -> None:
+        self._screen = screen
+
+    async def do(self, name: str) -> None:
+        """Do one; what goes wrong is said in one line."""
+        assert any(deed.name == name for deed in DEEDS), name
+        try:
+            await getattr(self, name)()
+        except EdgeKVError as error:
+            self._screen.say(str(error), is_alert=True)
+
+    async def edit_last(self) -> None:
+        """Put the last message into the prompt."""
+        turns = self._screen.chat.history()
+        if not turns:
+            raise ConversationError("there is no message yet that could be edited")
+        self._screen.edit_turn(len(turns) - 1)
+
+    async def branches(self) -> None:
+        """Choose one and show it."""
+        conversation = self._screen.chat.conversation
+        found = [] if conversation is None else conversation.branches()
+        if conversation is None or len(found) < 2:
+            raise ConversationError("there is one branch only; editing or regenerating makes another")
+        rows = [
+            f"{'●' if b.is_current else ' '} {b.num_turns} turns · {one_line(b.last_user_text, 56)}"
+            for b in found
+        ]
+        at = await self._screen.app.push_screen_wait(Choose("Branches", rows))
+        if at is not None:
+            await asyncio.to_thread(conversation.switch, found[at])
+            await self._screen.show(self._screen.chat)
+
+    async def details(self) -> None:
+        """Of the last answer."""
+        self.show_details(len(self._screen.chat.history()) - 1)
+
+    def show_details(self, number: int) -> None:
+        """Of the answer of turn `number`."""
+        turns = self._screen.chat.history()
+        if not 0 <= number < len(turns):
+            raise ConversationError("there is no answer yet")
+        turn = turns[number]
+        rows = list(detail_rows(turn, self._screen.chat.results.get(turn.id)))
+        self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(turn.user, 50)}", rows))
+
+    async def copy(self) -> None:
+        """The last answer."""
+        turns = self._screen.chat.history()
+        if not turns:
+            raise ConversationError("there is no answer yet")
+        self.copy_text(turns[-1].answer)
+
+    def copy_text(self, text: str) -> None:
+        """To the clipboard, by the terminal (OSC 52): works over ssh."""
+        self._screen.app.copy_to_clipboard(text)
+        self._screen.say(f"copied {len(text):,} characters, if this terminal allows it")
+
+    async def editor(self) -> None:
+        """Write the message in an editor; it never touches a disk."""
+        prompt = self._screen.query_one(Prompt)
+        app = self._screen.app
+        try:
+            with app.suspend():
+                text = edit(prompt.whole_text)
+        except SuspendNotSupported as error:
+            raise ConversationError("this terminal cannot be handed to an editor") from error
+        prompt.replace_all(text)
+        prompt.focus()
+
+    async def rename(self) -> None:
+        """Ask for the new name."""
+        chat = self._screen.chat
+        name = await self._screen.app.push_screen_wait(Ask("Rename this conversation", chat.name))
+        if name is not None and name.strip() != chat.name:
+            await self._screen.session.rename(chat, name.strip())
+            await self._screen.show(chat)
+            await self._screen.refresh_list()
+
+    async def export_markdown(self) -> None:
+        """Ask where to, and write the current branch."""
+        conversation = self._screen.chat.conversation
+        if conversation is None:
+            raise ConversationError("nothing was said yet that could be exported")
+        await self._export("Markdown", ".md", conversation.markdown().splitlines())
+
+    async def export_json(self) -> None:
+        """Ask where to, and write all branches."""
+        chat = self._screen.chat
+        if chat.conversation is None or chat.private:
+            raise ConversationError("only a kept conversation is exported as JSON lines; Markdown works")
+        lines = await asyncio.to_thread(self._screen.session.runtime.export_conversation, chat.name)
+        await self._export("JSON lines", ".jsonl", lines)
+
+    async def _export(self, kind: str, suffix: str, lines: list[str]) -> None:
+        name = "".join(c if c.isalnum() or c in " -_." else "_" for c in self._screen.chat.name).strip(" .")
+        question = f"Export as {kind} to a new file. It is not encrypted."
+        path = await self._screen.app.push_screen_wait(Ask(question, str(Path.cwd() / (name + suffix))))
+        if path:
+            await write_lines(os.path.expanduser(path), lines)  # noqa: PTH111,ASYNC240  only text
+            self._screen.say(f"exported to {path}")
+
+    async def import_file(self) -> None:
+        """Ask which file, keep what is in it, and show it."""
+        path = await self._screen.app.push_screen_wait(Ask("Import which file?", str(Path.cwd()) + "/"))
+        if path:
+            lines = await read_lines(os.path.expanduser(path))  # noqa: PTH111,ASYNC240  only text
+            name = await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
+            await self._screen.show(await self._screen.session.enter(name))
+            await self._screen.refresh_list()
+
+    async def forget(self) -> None:
+        """Ask, then destroy it and begin a new one."""
+        chat = self._screen.chat
+        if chat.conversation is None:
+            raise ConversationError("nothing was said yet that could be forgotten")
+        question = f"Forget {chat.name!r}? Its key is destroyed: nothing of it can be read again."
+        if await self._screen.app.push_screen_wait(Confirm(question)):
+            await self._screen.session.forget(chat)
+            await self._screen.show(self._screen.session.draft(private=chat.private))
+            await self._screen.refresh_list()
+            self._screen.say(f"forgotten: {chat.name}")

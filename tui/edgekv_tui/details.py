@@ -1,0 +1,69 @@
+"""What is known of one answer, as rows to read. Knows results and turns; measures nothing itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekv_tui.text import seconds, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekv import Result, Turn
+
+Row = tuple[str, str]
+_ENDED = {
+    "stop": "the model ended it",
+    "length": "the longest answer (--max-tokens) was reached",
+    "cancelled": "you stopped it",
+    "context": "the model's window is full",
+}
+_EXACTNESS = {
+    "exact": "exact: every token read the whole conversation before it",
+    "selected": "selected: each token read what mattered, not everything",
+    "compressed": "compressed: some of what was read had been stored with less precision",
+}
+
+
+def detail_rows(turn: Turn, result: Result | None) -> Iterator[Row]:
+    """All about the answer of `turn`; `result` is there for answers of this run."""
+    yield "exactness", _EXACTNESS[turn.exactness]
+    yield "ended", _ENDED.get(turn.finish_reason or "", "there is no answer yet")
+    yield "message", f"{len(turn.prompt_ids):,} tokens"
+    yield "answer", f"{len(turn.answer_ids):,} tokens"
+    if result is not None:
+        yield from _of_this_run(result)
+    else:
+        yield "speed", "not kept: it was answered in an earlier run"
+    yield "Drawn with", ""
+    for name, value in turn.sampling.items():
+        yield name.replace("_", " "), "new each time" if value is None else f"{value:g}"
+
+
+def _of_this_run(result: Result) -> Iterator[Row]:
+    usage, timings, attention, cache = result.usage, result.timings, result.attention, result.cache
+    yield "Reading", ""
+    yield "context", f"{usage.prompt_tokens:,} tokens"
+    yield "reused", f"{usage.reused_tokens:,} of them did not have to be computed again"
+    yield "first token", f"after {seconds(timings.ttft_s)}"
+    yield "reading", f"{timings.prefill_tokens_per_s:,.0f} tokens/s"
+    yield "writing", f"{timings.decode_tokens_per_s:,.1f} tokens/s"
+    yield "Attention", ""
+    if attention.mean_tokens:
+        yield "attended", f"{attention.mean_tokens:,.0f} tokens per layer and step, on average"
+    kept = "everything" if result.exactness == "exact" else "not sampled"
+    yield (
+        "mass kept",
+        kept if attention.mass_kept is None else f"{attention.mass_kept:.2%} of full attention's",
+    )
+    if attention.promoted_bytes:
+        yield "fetched", f"{size(attention.promoted_bytes)} of leaves that were not in memory"
+    yield "Memory when it ended", ""
+    yield "device", f"{size(cache.device_bytes)} (peak {size(cache.device_peak_bytes)})"
+    yield "host", f"{size(cache.host_bytes)} (peak {size(cache.host_peak_bytes)})"
+    yield "disk", f"{size(cache.disk_bytes)} (peak {size(cache.disk_peak_bytes)})"
+    if cache.damaged_leaves:
+        yield "damaged", f"{cache.damaged_leaves:,} leaves could not be read and were computed again"
+    if result.notices:
+        yield "Notices", ""
+        yield from (("", notice) for notice in result.notices)

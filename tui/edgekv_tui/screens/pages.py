@@ -1,0 +1,50 @@
+"""Pages to read over the main screen: the keys, what is known of an answer. Knows text; others make it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.binding import Binding
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from edgekv_tui.text import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+Row = tuple[str, str]
+"""A name and its value; a name alone is a heading."""
+
+
+class Page(ModalScreen[None]):
+    """Rows under a title, to be scrolled."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,f1,f3,f4", "dismiss(None)", "Back", id="page.back")
+    ]
+
+    def __init__(self, title: str, rows: Sequence[Row]) -> None:
+        super().__init__()
+        self._title = title
+        self._rows = rows
+
+    def compose(self) -> ComposeResult:
+        """The title above the rows."""
+        with Vertical(classes="dialog"):
+            yield Static(shown(self._title), markup=False, classes="heading")
+            with VerticalScroll(can_focus=True):
+                yield Static(shown(self._text()), markup=False)
+            yield Static("Esc: back", markup=False, classes="hint")
+
+    def on_mount(self) -> None:
+        """Arrow keys scroll."""
+        self.query_one(VerticalScroll).focus()
+
+    def _text(self) -> str:
+        width = max((len(name) for name, value in self._rows if value), default=0)
+        return "\n".join(f"{name:<{width}}  {value}" if value else f"\n{name}" for name, value in self._rows)
