@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from fakes import FakeFactory
 from textual import events
+from textual.keys import _character_to_key
 
 from edgekv import Config, Runtime, found_models
 from edgekv_tui.app import ChatApp
@@ -55,14 +56,24 @@ class Person:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, f"waited for {what}; there is:\n{self.screen()}"
-            await self.pilot.pause(0.005)
+            await asyncio.sleep(0.015)
 
     async def presses(self, *keys):
-        await self.pilot.press(*keys)
+        """Press keys one after the other. (Pilot.press waits 0.1 s for each until the processor is idle.)"""
+        for key in keys:
+            self._press(key)
+            await self.pilot._wait_for_screen()
 
     async def types(self, text):
-        """Type `text` key by key."""
-        await self.pilot.press(*("space" if c == " " else c for c in text))
+        """Type `text` faster than the screen can follow; "\r" is Enter."""
+        for character in text:
+            self._press(character)
+        await self.pilot._wait_for_screen()
+
+    def _press(self, key):
+        character = key if len(key) == 1 and key != "\r" else None
+        name = "enter" if key == "\r" else _character_to_key(key) if character else key
+        self.app._driver.send_message(events.Key(name, character))
 
     def pastes(self, text):
         self.app.chat_screen.query_one("#prompt").post_message(events.Paste(text))
@@ -76,18 +87,20 @@ class Person:
     async def does(self, deed):
         """Choose a deed, as the palette does, and wait for what it shows first."""
         self.app.chat_screen.action_deed(deed)
-        await self.pilot.pause(0.05)
+        await self.pilot.pause()
 
     async def answers(self, text):
         """Fill in the line of a dialog."""
         await self.until(lambda: self.app.screen.query("Input"), "a dialog")
-        self.app.screen.query_one("Input").value = text
+        dialog = self.app.screen
+        dialog.query_one("Input").value = text
         await self.presses("enter")
+        await self.until(lambda: dialog not in self.app.screen_stack, "the dialog to close")
 
     async def says(self, text):
         """Send a message that is pasted, not typed, so that tests are fast."""
         self.app.chat_screen.query_one("#prompt").insert(text)
-        await self.pilot.press("enter")
+        await self.presses("enter")
 
 
 @pytest.fixture

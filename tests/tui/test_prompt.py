@@ -14,7 +14,8 @@ async def test_lines_pastes_and_history(sit_down):
     async with sit_down() as person:
         prompt, long = prompt_of(person), "\n".join(f"line {number}" for number in range(400))
         await person.types("one")
-        await person.presses("ctrl+j", "t", "w", "o", "enter")
+        await person.presses("ctrl+j")
+        await person.types("two\r")
         await person.sees("hello there")
         assert person.history()[-1].user == "one\ntwo"
         person.pastes(long)
@@ -23,6 +24,7 @@ async def test_lines_pastes_and_history(sit_down):
         await person.presses("enter")
         await person.until(lambda: len(person.history()) == 2)
         assert person.history()[-1].user == f"{long} end"
+        await person.until(lambda: len(person.app.chat_screen.chat.results) == 2)
         await person.misses("Esc stops")
         await person.types("begun")
         await person.presses("up")

@@ -26,7 +26,7 @@ from edgekv_tui.widgets.transcript import Transcript
 from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from textual.app import ComposeResult
     from textual.binding import BindingType
@@ -48,7 +48,7 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+t", "new(True)", "Private", id="chat.private", priority=True),
         Binding("ctrl+r", "regenerate", "Again", id="chat.again"),
         Binding("ctrl+l", "chats", "Chats", id="chat.list", priority=True),
-        Binding("ctrl+g", "deed('editor')", "Editor", show=False, id="chat.editor", priority=True),
+        Binding("ctrl+g", "deed('editor')", "Editor", show=False, id="chat.editor"),
         Binding("f2", "deed('edit_last')", "Edit", show=False, id="chat.edit"),
         Binding("f3", "deed('details')", "Details", show=False, id="chat.details"),
         Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up", priority=True),
@@ -56,8 +56,9 @@ class ChatScreen(Screen[None]):
         Binding("shift+tab", "turns", "Turns", show=False, id="chat.turns", priority=True),
     ]
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, changed_keys: Mapping[str, str]) -> None:
         super().__init__()
+        self._changed_keys = changed_keys
         self.session = session
         self._deeds = Deeds(self)
         self._view: TurnView | None = None
@@ -72,7 +73,7 @@ class ChatScreen(Screen[None]):
             with Vertical(id="main"):
                 yield Transcript(id="transcript")
                 yield Status("loading the model…", id="status")
-                yield Prompt(id="prompt")
+                yield Prompt(self._changed_keys, id="prompt")
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -102,7 +103,7 @@ class ChatScreen(Screen[None]):
             self._rest()
 
     def _list_again(self) -> None:
-        self.run_worker(self.refresh_list(), group="list", exclusive=True)
+        self.run_worker(self.refresh_list, group="list", exclusive=True)
 
     async def refresh_list(self) -> None:
         """Read the list of conversations again."""
@@ -120,10 +121,12 @@ class ChatScreen(Screen[None]):
     async def _send(self, message: Prompt.Submitted) -> None:
         if not self.session.is_open:
             self.notify("The model is still being loaded; nothing was sent.", severity="warning")
+            self.query_one(Prompt).give_back(message.text)
             return
         turn, self._editing = self._editing, None
-        if await self._begin(lambda: self.chat.send(message.text, turn=turn)):
-            self.query_one(Prompt).empty()
+        if not await self._begin(lambda: self.chat.send(message.text, turn=turn)):
+            self._editing = turn
+            self.query_one(Prompt).give_back(message.text)
 
     async def _begin(self, begin: Callable[[], Answering]) -> bool:
         if self.chat.is_answering:

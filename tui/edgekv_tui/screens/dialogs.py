@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual import on
 from textual.binding import Binding
@@ -19,10 +19,25 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
 
 
-class Ask(ModalScreen[str | None]):
+T = TypeVar("T")
+
+
+class Dialog(ModalScreen[T]):
+    """A question that takes one answer: keys pressed while it closes are no second one."""
+
+    _is_answered = False
+
+    def action_answer(self, value: T) -> None:
+        """Close with `value`."""
+        if not self._is_answered:
+            self._is_answered = True
+            self.dismiss(value)
+
+
+class Ask(Dialog[str | None]):
     """A line of text; None where the person leaves with Esc."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="ask.back")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "answer(None)", "Back", id="ask.back")]
 
     def __init__(self, question: str, value: str = "", *, is_secret: bool = False) -> None:
         super().__init__()
@@ -39,15 +54,15 @@ class Ask(ModalScreen[str | None]):
 
     @on(Input.Submitted)
     def _answer(self, message: Input.Submitted) -> None:
-        self.dismiss(message.value)
+        self.action_answer(message.value)
 
 
-class Confirm(ModalScreen[bool]):
+class Confirm(Dialog[bool]):
     """Yes or no; only `y` is yes, so that no key pressed twice destroys anything."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "dismiss(True)", "Yes", id="confirm.yes"),
-        Binding("escape,n", "dismiss(False)", "No", id="confirm.no"),
+        Binding("y", "answer(True)", "Yes", id="confirm.yes"),
+        Binding("escape,n", "answer(False)", "No", id="confirm.no"),
     ]
 
     def __init__(self, question: str) -> None:
@@ -61,10 +76,10 @@ class Confirm(ModalScreen[bool]):
             yield Static("y: yes · Esc: no", markup=False, classes="hint")
 
 
-class Choose(ModalScreen[int | None]):
+class Choose(Dialog[int | None]):
     """One of `rows`, by its place; None where the person leaves with Esc."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Back", id="choose.back")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "answer(None)", "Back", id="choose.back")]
 
     def __init__(self, title: str, rows: Sequence[str], *, hint: str = "Enter: choose · Esc: back") -> None:
         super().__init__()
@@ -81,4 +96,4 @@ class Choose(ModalScreen[int | None]):
 
     @on(OptionList.OptionSelected)
     def _choose(self, message: OptionList.OptionSelected) -> None:
-        self.dismiss(message.option_index)
+        self.action_answer(message.option_index)

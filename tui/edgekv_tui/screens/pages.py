@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from edgekv_tui.screens.dialogs import Dialog
 from edgekv_tui.text import shown
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ Row = tuple[str, str]
 """A name and its value; a name alone is a heading."""
 
 
-class Page(ModalScreen[None]):
+class Page(Dialog[None]):
     """Rows under a title, to be scrolled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,f1,f3,f4", "dismiss(None)", "Back", id="page.back")
+        Binding("escape,q,f1,f3,f4", "answer(None)", "Back", id="page.back")
     ]
 
     def __init__(self, title: str, rows: Sequence[Row]) -> None:

@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from textual import events
     from textual.binding import BindingType
@@ -25,19 +25,26 @@ class Prompt(TextArea):
     """A text area that sends with Enter."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "Send", priority=True, id="prompt.send"),
-        Binding("shift+enter,ctrl+j", "newline", "New line", priority=True, id="prompt.newline"),
+        Binding("enter", "submit", "Send", id="prompt.send"),
+        Binding("shift+enter,ctrl+j", "newline", "New line", id="prompt.newline"),
     ]
 
     class Submitted(Message):
-        """A person wants to say `text`."""
+        """A person wants to say `text`; the prompt is empty already, `give_back` is for what cannot be said now."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
             self.text = text
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's word
+    def __init__(self, changed_keys: Mapping[str, str], *, id: str | None = None) -> None:  # noqa: A002  its word
+        """`changed_keys`: keys by the names of bindings, where they are not those above."""
         super().__init__(id=id, compact=True, highlight_cursor_line=False, placeholder="Say something")
+        self._own_keys = {
+            key: binding.action
+            for binding in self.BINDINGS
+            if isinstance(binding, Binding)
+            for key in changed_keys.get(binding.id or "", binding.key).split(",")
+        }
         self._folded: dict[str, str] = {}
         self._num_pastes = 0
         self._said: Sequence[str] = ()
@@ -64,20 +71,37 @@ class Prompt(TextArea):
         self.move_cursor(self.document.end)
 
     def action_submit(self) -> None:
-        """Send it, unless there is nothing but blanks."""
+        """Send it, unless there is nothing but blanks. What is typed from now on is the next message."""
         text = self.whole_text.strip()
         if text:
+            self.empty()
             self.post_message(self.Submitted(text))
 
     def action_newline(self) -> None:
         """A new line where the cursor is."""
         self.insert("\n")
 
+    def give_back(self, text: str) -> None:
+        """Put `text`, which could not be sent, in front of what was written since."""
+        since = self.whole_text
+        self.replace_all(f"{text}\n{since}" if since else text)
+
     def empty(self) -> None:
-        """After sending."""
+        """Begin anew."""
         self._folded.clear()
         self._at = None
         self.load_text("")
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Here and not as priority bindings: those overtake letters that wait to be inserted, and a fast writer's
+        # last ones would not be sent.
+        action = self._own_keys.get(event.key)
+        if action is None:
+            await super()._on_key(event)
+            return
+        event.prevent_default()
+        event.stop()
+        (self.action_submit if action == "submit" else self.action_newline)()
 
     async def _on_paste(self, event: events.Paste) -> None:
         event.prevent_default()
