@@ -18,7 +18,7 @@ from edgekv.runtime import Runtime
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -51,8 +51,16 @@ class AsyncRuntime:
         )
         self._runtime: Runtime | None = None
 
+    @classmethod
+    def over(cls, runtime: Runtime) -> Self:
+        """The asyncio face of a Runtime that is open already; `close()` closes it."""
+        self = cls(config=runtime.config)
+        self._runtime = runtime
+        return self
+
     async def __aenter__(self) -> Self:
-        self._runtime = await asyncio.to_thread(self._open)
+        if self._runtime is None:
+            self._runtime = await asyncio.to_thread(self._open)
         return self
 
     async def __aexit__(
@@ -100,6 +108,12 @@ class AsyncRuntime:
         lines = await read_lines(path)
         return await asyncio.to_thread(self.runtime.import_conversation, lines, name)
 
+    def stream_text(
+        self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> AsyncStream:
+        """See `Runtime.stream_text`."""
+        return AsyncStream(lambda: self.runtime.stream_text(text, cancel=cancel, **options))
+
     def stats(self) -> Snapshot:
         """See `Runtime.stats`; it never waits."""
         return self.runtime.stats()
@@ -133,6 +147,16 @@ class AsyncConversation:
         """See `Conversation.stream`; the message is sent when the stream is first waited for."""
         now = time.perf_counter()
         return AsyncStream(lambda: self.sync.stream(text, cancel=cancel, submitted_at=now, **options))
+
+    def stream_reply(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        cancel: CancelToken | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncStream:
+        """See `Conversation.stream_reply`."""
+        return AsyncStream(lambda: self.sync.stream_reply(messages, cancel=cancel, **options))
 
     def edit(
         self, turn: int, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]

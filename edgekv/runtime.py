@@ -20,6 +20,7 @@ from edgekv.conversation.exchange import export_lines, import_lines
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal, UnkeptJournal, translated
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
 from edgekv.conversation.opening import build_or_degrade, close_all, close_files, open_files
+from edgekv.conversation.rawtext import RawText
 from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
 from edgekv.errors import ConversationError, StoreError
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgekv.config import Options
+    from edgekv.config import AnswerOptions, Options
+    from edgekv.conversation import CancelToken, Stream
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.opening import EngineFactory
@@ -72,6 +74,7 @@ class Runtime:
         self._unnamed = itertools.count(1)
         self._conversations: dict[tuple[str, bool], Conversation] = {}
         self._forgetting: set[tuple[str, bool]] = set()
+        self._raw: RawText | None = None
         unlock = Unlock.of(self.config, passphrase)
         opened = open_files(self.config.data_dir, unlock) if durable else (None, None, None)
         self._data_dir, self._library, self.degraded = opened
@@ -200,6 +203,17 @@ class Runtime:
         self._worker.check_usable()
         return import_lines(self._writable_library(), lines, name)
 
+    def stream_text(
+        self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
+    ) -> Stream:
+        """Continue `text` as it stands, without the chat template; nothing of it is kept on disk."""
+        self._worker.check_usable()
+        with self._lock:
+            if self._raw is None:
+                self._raw = RawText(front=self._worker.front, config=self.config, executor=self._worker)
+            raw = self._raw
+        return raw.stream(text, cancel=cancel, **options)
+
     def stats(self) -> Snapshot:
         """What may be shown of this Runtime now (any thread, does not wait for the engine)."""
         self._worker.check_usable()
@@ -220,6 +234,7 @@ class Runtime:
         """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""
         with translated():
             self._closer()
+        self._raw = None
         self._conversations.clear()  # they know the tokenizer and the template
 
     def __enter__(self) -> Self:

@@ -99,6 +99,7 @@ class FakeEngine:
     instead of token `error_at`, or before anything. `stored` are the paths it says are on disk.
 
     `hold` lets a test decide when it goes on: while it is cleared, every token waits (until cancelled).
+    `started` is set when the first request begins.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class FakeEngine:
         self.stored = stored
         self.hold = threading.Event()
         self.hold.set()
+        self.started = threading.Event()
         self.requests = []
         self.released = []
         self.seen = {}
@@ -123,6 +125,7 @@ class FakeEngine:
     def generate(self, request, emit, is_cancelled):
         assert threading.current_thread() is self.thread, "one thread owns the engine"
         self.requests.append(request)
+        self.started.set()
         if self.error is not None and self.error_at == 0:
             raise self.error
         began = time.perf_counter()

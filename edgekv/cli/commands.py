@@ -18,6 +18,7 @@ from edgekv.cli.key import app as key_app
 from edgekv.cli.options import Given, with_options
 from edgekv.cli.output import format_bytes, printable, result_object, write_json
 from edgekv.cli.passphrase import asker
+from edgekv.cli.serve import serve
 from edgekv.cli.signals import EXIT_USAGE, Terminated, exit_code
 from edgekv.conversation.kept import forget_kept, kept_conversations, require_kept
 from edgekv.conversation.unlock import Unlock
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(key_app)
 keep.add_to(app)
 app.command()(check)
+app.command()(serve)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 

@@ -13,6 +13,7 @@ from array import array
 from typing import TYPE_CHECKING, Protocol, Unpack
 
 from edgekv.config import ANSWER_FIELDS
+from edgekv.conversation.dialogue import Dialogue, known_part
 from edgekv.conversation.markdown import markdown_lines
 from edgekv.conversation.render import render_turn, trim_to_text
 from edgekv.conversation.stream import CancelToken, Generation, Stream
@@ -22,7 +23,7 @@ from edgekv.errors import Busy, ContextOverflow, ConversationError, StoreError
 from edgekv.events import Notice, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgekv.config import AnswerOptions, Config
     from edgekv.conversation.journal import Identity, Journal
@@ -127,6 +128,21 @@ class Conversation:
         """Like `regenerate`, as events."""
         return self._begin(None, -1, cancel, None, options)
 
+    def stream_reply(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        cancel: CancelToken | None = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Stream:
+        """Answer a dialogue that the caller keeps and gives whole, as (role, content) pairs; a user's is the last.
+
+        Goes on from the longest branch with the same words, whose KV is there already; exchanges that were not
+        made here are added to it as they are given. Raises ConversationError for messages that are no dialogue, or
+        that have another system message than this conversation.
+        """
+        return self._begin(Dialogue.of(messages), None, cancel, None, options)
+
     def cancel(self) -> None:
         """Stop the answer being made, if any; what is there of it is kept."""
         active = self._active
@@ -177,13 +193,15 @@ class Conversation:
 
     def _begin(
         self,
-        text: str | None,
+        text: str | Dialogue | None,
         turn: int | None,
         cancel: CancelToken | None,
         submitted_at: float | None,
         options: Mapping[str, object],
     ) -> Stream:
-        """Render, keep the message, enqueue. `turn` is the one to branch at; `text=None` repeats its own."""
+        """Render, keep the message, enqueue. `turn` is the one to branch at; `text=None` repeats its own; a whole
+        dialogue finds where it branches.
+        """
         submitted_at = time.perf_counter() if submitted_at is None else submitted_at
         self._wait_idle()
         with self._lock:
@@ -195,6 +213,8 @@ class Conversation:
             if text is None:
                 assert replaced is not None, "only an existing turn can be repeated"
                 text = replaced.user
+            if isinstance(text, Dialogue):
+                parent, text = self._go_along(text), text.question
             new, request = self._prepare(text, parent, config, submitted_at)
             told: list[str] = []
             generation = Generation(
@@ -212,6 +232,24 @@ class Conversation:
         generation.queued()
         return stream
 
+    def _go_along(self, dialogue: Dialogue) -> int | None:
+        """The turn behind which the dialogue's question goes; exchanges not made here are added."""
+        if dialogue.system is not None and dialogue.system != self.system:
+            raise ConversationError(
+                f"conversation {self.name!r} began with another system message; leave it out or take a new name"
+            )
+        parent, num_known = known_part(self._tree, dialogue.said)
+        for user, answer in dialogue.said[num_known:]:
+            prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, user)
+            turn = Turn(self._tree.next_id(), parent, user=user, is_whole=is_whole, prompt_ids=prompt_ids)
+            ids = array("i", self._front.tokenizer.encode_pieces([(answer, False)]))
+            given = answered(
+                turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False
+            )
+            self._tree.put(given)  # kept with the question: a journal saves the whole path
+            parent = given.id
+        return parent
+
     def _prepare(
         self, text: str, parent: int | None, config: Config, submitted_at: float
     ) -> tuple[Turn, Request]:
@@ -219,14 +257,7 @@ class Conversation:
         sampling = sampling_of(config)
         prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, text)
         context = prompt_ids[:] if is_whole else self._tree.context_ids(parent) + prompt_ids
-        window = self._front.context_length
-        if config.attention != "exact":
-            window = MAX_CONTEXT_TOKENS  # beyond the trained window, attention selects
-        elif len(context) + 1 > window:
-            raise ContextOverflow(
-                f"the conversation has {len(context)} tokens with this message, and the model's trained window "
-                f"is {window}; edit an earlier turn, start a new conversation, or use --attention auto"
-            )
+        room = room_for(len(context), config, self._front.context_length)
         turn = Turn(
             id=self._tree.next_id(),
             parent=parent,
@@ -240,7 +271,7 @@ class Conversation:
             token_ids=context,
             durable=not self.private,
             sampling=sampling,
-            max_tokens=min(config.max_tokens, window - len(context)),
+            max_tokens=min(config.max_tokens, room),
             stop=config.stop + self._front.template.stop,
             stop_ids=self._front.tokenizer.end_ids,
             submitted_at=submitted_at,
@@ -307,6 +338,21 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._active is not None and not self._active.finished:
             raise Busy(f"conversation {self.name!r} is already generating; wait, or cancel() it first")
+
+
+def room_for(num_tokens: int, config: Config, window: int) -> int:
+    """How many tokens an answer behind a context of `num_tokens` may have; ContextOverflow if none.
+
+    `window` is the model's trained one; beyond it attention selects, unless it has to be exact.
+    """
+    if config.attention != "exact":
+        window = MAX_CONTEXT_TOKENS
+    elif num_tokens + 1 > window:
+        raise ContextOverflow(
+            f"the conversation has {num_tokens} tokens with this message, and the model's trained window "
+            f"is {window}; edit an earlier turn, start a new conversation, or use --attention auto"
+        )
+    return window - num_tokens
 
 
 def sampling_of(config: Config) -> Sampling:

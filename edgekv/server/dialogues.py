@@ -1,0 +1,84 @@
+"""Which conversation a stateless request goes to: the one that has most of it in memory already.
+
+Knows texts and private conversations. A request brings its whole dialogue along; the conversation that begins
+alike is lent to it, and the runtime goes on from the tokens they share. Nothing of them is kept on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekv import Conversation, Runtime
+
+MOST_DIALOGUES = 32
+MOST_BRANCHES = 200
+"""A conversation remembers the text of all its branches; one with more of them begins anew."""
+
+
+@dataclass(slots=True)
+class Lent:
+    """A conversation, and the texts of the dialogue that it holds the KV of."""
+
+    conversation: Conversation
+    texts: list[str] = field(default_factory=list)
+    is_pooled: bool = True
+
+
+class Dialogues:
+    """Private conversations for requests; each is lent to one at a time. Any thread may call."""
+
+    def __init__(self, runtime: Runtime, most: int = MOST_DIALOGUES) -> None:
+        self._runtime = runtime
+        self._most = most
+        self._lock = threading.Lock()
+        self._idle: list[Lent] = []  # last used last
+
+    def lend(self, messages: Sequence[tuple[str, str]], system: str | None) -> Lent:
+        """The conversation to answer `messages` with; give it back."""
+        texts = [text for _, text in messages]
+        with self._lock:
+            best = max(self._idle, key=lambda lent: shared_characters(lent.texts, texts), default=None)
+            if best is not None and self._is_worth_it(best, texts, system):
+                self._idle.remove(best)
+                return best
+        return Lent(self._runtime.conversation(private=True, system=system))
+
+    def give_back(self, lent: Lent, texts: list[str]) -> None:
+        """It now holds `texts`. The one that was not used for longest is given up where there are too many."""
+        lent.texts = texts
+        old: list[Lent] = []
+        with self._lock:
+            if len(lent.conversation.branches()) > MOST_BRANCHES:
+                old.append(lent)
+            else:
+                self._idle.append(lent)
+            if len(self._idle) > self._most:
+                old.append(self._idle.pop(0))
+        for one in old:
+            self._runtime.forget(one.conversation.name, private=True)
+
+    def _is_worth_it(self, lent: Lent, texts: list[str], system: str | None) -> bool:
+        """Whether it shares more with the request than it would lose: what it holds behind that is dropped."""
+        if (system or self._runtime.config.system) != lent.conversation.system:
+            return False
+        shared = shared_characters(lent.texts, texts)
+        return 2 * shared > sum(map(len, lent.texts))
+
+
+def shared_characters(held: Sequence[str], asked: Sequence[str]) -> int:
+    """How many characters two dialogues have in common from the start, whole messages and the beginning of one."""
+    shared = 0
+    for one, other in zip(held, asked, strict=False):
+        if one == other or one.strip() == other.strip():
+            shared += len(one)
+            continue
+        common = next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        return shared + common
+    return shared

@@ -1,0 +1,123 @@
+"""The real openai client against a live server on a fake model: what the protocol's own client sees."""
+
+import asyncio
+import contextlib
+import threading
+import time
+
+import pytest
+from fakes import FakeFactory
+from server_client import TOKEN, wait_until
+
+from edgekv import Runtime
+from edgekv.server.app import Service
+from edgekv.server.run import listen_on_port
+
+openai = pytest.importorskip("openai")
+HI = [{"role": "user", "content": "hi"}]
+
+
+@contextlib.contextmanager
+def live(factory, data_dir, **options):
+    """A server in a thread, and the address of its API."""
+    import uvicorn
+
+    with (
+        Runtime(engine_factory=factory, data_dir=data_dir, **options) as runtime,
+        listen_on_port(0) as listening,
+    ):
+        app = Service(runtime, most_body_bytes=1 << 20).app(token=TOKEN)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+        server.capture_signals = contextlib.nullcontext  # those are the test program's
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.002)
+            yield runtime, f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One live server for the tests that leave it as it was."""
+    with live(FakeFactory(), tmp_path_factory.mktemp("data")) as (_, url):
+        yield url
+
+
+def client_of(url, **options):
+    return openai.OpenAI(base_url=url, **{"api_key": TOKEN, "max_retries": 0, **options})
+
+
+def test_whole_and_streamed(place):
+    """Guards the whole way with the client people have: text, usage, cached tokens, models."""
+    with client_of(place) as client:
+        assert [model.id for model in client.models.list()] == ["fake"]
+        answer = client.chat.completions.create(model="fake", messages=HI)
+        assert answer.choices[0].message.content == "hello there"
+        assert answer.choices[0].finish_reason == "stop"
+        messages = [*HI, answer.choices[0].message, {"role": "user", "content": "and?"}]
+        stream = client.chat.completions.create(
+            model="fake", messages=messages, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == "hello there"
+        cached = chunks[-1].usage.prompt_tokens_details.cached_tokens
+        assert cached == answer.usage.total_tokens
+        assert client.completions.create(model="fake", prompt="x", max_tokens=2).choices[0].text == "he"
+
+
+def test_refusals_are_the_clients_own_errors(place):
+    """Guards statuses: each is the exception that programs written for the protocol catch."""
+    with client_of(place, api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with client_of(place, default_headers={"Host": "evil.example"}) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.models.list()
+        assert caught.value.status_code == 421
+    with client_of(place) as client:
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-4", messages=HI)
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="fake", messages=HI, tools=[{"type": "function"}])
+        assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
+        with pytest.raises(openai.BadRequestError):
+            client.embeddings.create(model="fake", input="x")
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(
+                model="fake", messages=[{"role": "user", "content": "x" * (1 << 21)}]
+            )
+        assert caught.value.status_code == 413
+
+
+def test_eight_at_once(place):
+    """Guards concurrency: every client gets its own answer."""
+
+    async def main():
+        async with openai.AsyncOpenAI(base_url=place, api_key=TOKEN) as client:
+            asked = [
+                client.chat.completions.create(
+                    model="fake", messages=[{"role": "user", "content": f"I am {who}"}]
+                )
+                for who in range(8)
+            ]
+            return [answer.choices[0].message.content for answer in await asyncio.gather(*asked)]
+
+    assert asyncio.run(main()) == ["hello there"] * 8
+
+
+def test_hanging_up_stops_the_computation(data_dir):
+    """Guards disconnects over a real connection, in prefill and while the answer comes."""
+    factory = FakeFactory(answer="y" * 100_000, token_s=0.001, block_s=0.02)
+    with live(factory, data_dir) as (runtime, url), client_of(url) as client:
+        with client.chat.completions.create(model="fake", messages=HI, stream=True) as stream:
+            next(iter(stream))
+        wait_until(lambda: not runtime.stats().is_generating)
+        long = [{"role": "user", "content": "x" * 100_000}]
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.6).chat.completions.create(model="fake", messages=long)
+        wait_until(lambda: len(factory.engine.requests) == 2 and not runtime.stats().is_generating)
+    assert factory.engine.computed_tokens < 80_000
