@@ -49,17 +49,21 @@ class CacheUse:
 
 @dataclass(frozen=True, slots=True)
 class AttentionUse:
-    """What the passes of one call attended to.
+    """What those passes of one call attended to that read a budget; all zero where every pass read everything.
 
     `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the full attention's softmax
-    mass that fell on them, measured on a sample of the steps (1.0 where everything was read, None where
-    nothing was sampled). `promoted_bytes`: read for leaves that were selected and not in memory.
+    mass that fell on them, measured on a sample of the steps (None where nothing was sampled).
+    `device_bytes_read`, `host_bytes_read`: leaves attended, by the pool they lay in. `disk_bytes_read`: leaves
+    brought from disk, those read ahead included. `promoted_bytes`: leaves that a step selected and had to wait for.
+    `prefetch_precision`: share of the leaves read ahead that were selected before they gave way; `prefetch_recall`:
+    share of the selected leaves that were away which had been read ahead. None where nothing was.
     """
 
     mean_tokens: float = 0.0
     mass_kept: float | None = None
     host_bytes_read: int = 0
     device_bytes_read: int = 0
+    disk_bytes_read: int = 0
     promoted_bytes: int = 0
     prefetch_precision: float | None = None
     prefetch_recall: float | None = None

@@ -87,6 +87,11 @@ class Conversation:
     ) -> Result:
         """Say `text` and wait for the whole answer.
 
+        `Result.exactness` says how it came to be. Under `attention="exact"` every token read the whole
+        conversation. Under `auto` (the default) and `selected`, tokens that read a budget only make the answer
+        `selected`, and so is every later one that builds on their KV, until exact attention computes it again;
+        `Result.attention` says how much was read and how much of full attention that kept.
+
         Raises Cancelled (with the partial result, which is kept) when `cancel` or `timeout` ended it, and
         ContextOverflow, before anything is kept, when the message does not fit the model's window.
         """

@@ -6,7 +6,7 @@ chosen and are not in memory are promoted first. Knows slots and columns; how th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,20 @@ class AttentionTally:
     num_tokens: int = 0
     mass: float = 0.0
     num_samples: int = 0
+    num_leaves: int = 0
+    num_device_leaves: int = 0
+    slots: list[Tensor] = field(default_factory=list)  # of the pass that runs, a row per layer
+
+    def count_leaves(self, first_host: int) -> None:
+        """Count those of the pass before by where they lay: once a pass, a count per layer would take its time.
+
+        Slots below `first_host` lie on the device.
+        """
+        if self.slots:
+            slots = torch.cat(self.slots)
+            self.num_leaves += len(slots)
+            self.num_device_leaves += int((slots < first_host).sum())
+            self.slots.clear()
 
 
 class SelectedAttention:
@@ -99,14 +113,22 @@ class SelectedAttention:
         self._owner: Sequence | None = None
         self._num_cuts = 0
         self._num_passes = 0
+        mover = residency.mover
+        self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
+        tally.count_leaves(self._first_host)
+        leaf_bytes = self._residency.mover.host.shape.leaf_bytes
+        brought = self._residency.promotion.promoted.take_use()
         return AttentionUse(
             mean_tokens=tally.num_tokens / tally.num_steps if tally.num_steps else 0.0,
             mass_kept=tally.mass / tally.num_samples if tally.num_samples else None,
-            promoted_bytes=self._residency.promotion.promoted.take_bytes_read(),
+            host_bytes_read=(tally.num_leaves - tally.num_device_leaves) * leaf_bytes,
+            device_bytes_read=tally.num_device_leaves * leaf_bytes,
+            disk_bytes_read=brought.num_read * leaf_bytes,
+            promoted_bytes=brought.num_missed * leaf_bytes,
         )
 
     @property
@@ -145,6 +167,7 @@ class SelectedAttention:
         num_slots = PROMOTED_STEPS * at_least * sequence.directory.num_layers
         abstracts = residency.select_from(sequence, tail, num_slots, at_least)
         where = promoted.begin_pass(sequence)
+        self.tally.count_leaves(self._first_host)
         pool = promoted.tier.arena
         turns = self._layout.turns(tail, start + count)
         first_window = budget.first_window(start)
@@ -204,6 +227,7 @@ class SelectedAttention:
             num_tokens = len(listed) * LEAF_TOKENS + (in_tail - LEAF_TOKENS if in_tail else 0)
             tally.num_steps += 1
             tally.num_tokens += num_tokens
+            tally.slots.append(slots)
             turned = None if turns is None else turns.index_select(0, listed)
             if count == 1:
                 return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]

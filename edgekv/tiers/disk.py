@@ -100,27 +100,24 @@ class DiskTier:
         own = sequence.num_full
         if own * LEAF_TOKENS > sequence.num_exact:  # what follows a selected column is selected
             return self._look(sequence, token_ids, sequence.num_exact // LEAF_TOKENS)
-        best = self._look(sequence, token_ids, None)
+        exact = self._look(sequence, token_ids, None)
         if only_exact:
-            return best
-        for end in range(
-            len(best.places), own - 1, -1
-        ):  # where selection began; mostly at the first one tried
-            key = self._selected_key(sequence, token_ids, best.keys, end)
-            if key is not None and self.store.holds(sequence.id, key):
-                found = self._look(sequence, token_ids, end)
-                if len(found.places) > len(best.places):
-                    return found
-        return best
+            return exact
+        found = [
+            self._look(sequence, token_ids, end)
+            for end in self.store.ends(sequence.id, exact.keys)  # selection may have begun at any of them
+            if end >= own and self._is_selected(sequence, token_ids, exact.keys, end)
+        ]
+        return max([exact, *found], key=lambda path: len(path.places))
 
-    def _selected_key(
+    def _is_selected(
         self, sequence: Sequence, token_ids: list[int], exact_keys: list[bytes], column: int
-    ) -> bytes | None:
-        """Key of a column made under selection behind exact ones; None where it is not full."""
+    ) -> bool:
+        """Whether the column was stored as made under selection behind exact ones."""
         ids = np.asarray(token_ids[column * LEAF_TOKENS : (column + 1) * LEAF_TOKENS], dtype=np.int32)
         parent = exact_keys[column - 1] if column else None
         keys = self.store.leaf_keys(sequence.id, NAMESPACE_SELECTED, ids, parent)
-        return keys[0] if keys else None
+        return bool(keys) and self.store.holds(sequence.id, keys[0])
 
     def _look(self, sequence: Sequence, token_ids: list[int], num_exact: int | None) -> Found:
         keys = self.extend_keys(sequence, token_ids, num_exact)

@@ -7,6 +7,7 @@ covers whole columns in memory as well. Knows slots and steps, not why a leaf wa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from edgekv.tiers.mover import Mover
 
 _SPARE = 16  # one of so many is given up at once: finding the oldest costs the same for one
+
+
+@dataclass(slots=True)
+class Brought:
+    """Leaves: `num_read` from disk, `num_missed` because a step waited for them."""
+
+    num_read: int = 0
+    num_missed: int = 0
 
 
 class PromotedLeaves:
@@ -42,8 +51,7 @@ class PromotedLeaves:
         self._promoted = np.full((0, 0), ABSENT, np.int32)  # [num_layers, columns] slots of the tier
         self.where = np.full((0, 0), ABSENT, np.int32)
         self.is_partial = False
-        self.num_bytes_read = 0
-        self.num_hits = self.num_misses = 0
+        self._brought = Brought()
 
     @property
     def num_slots(self) -> int:
@@ -73,14 +81,33 @@ class PromotedLeaves:
         self._sequence, self._version = None, -1
         self._promoted = np.full((0, 0), ABSENT, np.int32)
 
-    def take_bytes_read(self) -> int:
-        """Bytes read from disk since the last call."""
-        read, self.num_bytes_read = self.num_bytes_read, 0
-        return read
+    def take_use(self) -> Brought:
+        """What was brought up since the last call."""
+        brought, self._brought = self._brought, Brought()
+        return brought
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether `where` is as the sequence's directory says."""
+        return self._sequence is not None and self._sequence.directory.version == self._version
 
     def serves(self, sequence: Sequence | None) -> bool:
         """Whether its leaves are the ones held."""
         return sequence is not None and sequence is self._sequence
+
+    def find(self, sequence: Sequence, layer: int, column: int) -> int:
+        """The slot of one leaf, brought up if it is away; ABSENT when this sequence is not served now.
+
+        No room is made for it, so that it may be asked for while a pass runs.
+
+        Raises:
+            DamagedColumns: it could not be read or verified.
+        """
+        if sequence is not self._sequence or not self._is_current or not len(self._owned):
+            return ABSENT
+        if self._promoted[layer, column] == ABSENT:
+            self.bring(layer, np.array([column], np.int32))
+        return int(self._promoted[layer, column])
 
     def release(self, sequence: Sequence) -> None:
         """`close` if it is the one served."""
@@ -135,11 +162,11 @@ class PromotedLeaves:
 
     def touch(self, layer: int, columns: NDArray[np.int32]) -> None:
         """These are attended to next: they do not give way to those of them that have to be brought."""
+        assert self._is_current, "room was made while a pass runs: its table of slots is stale"
         self._now += 1
         slots = self._promoted[layer, columns]
         held = slots[slots != ABSENT]
         self._used[held] = self._now
-        self.num_hits += len(columns)
 
     def bring(self, layer: int, columns: NDArray[np.int32]) -> None:
         """Bring leaves up and wait for them.
@@ -149,7 +176,7 @@ class PromotedLeaves:
         """
         sequence = self._sequence
         assert sequence is not None
-        self.num_misses += len(columns)
+        self._brought.num_missed += len(columns)
         slots = self._slots_for(layer, columns)
         host = sequence.directory.host[layer, columns]
         held = host != ABSENT
@@ -161,7 +188,7 @@ class PromotedLeaves:
             assert self._mover.disk is not None, "a leaf is nowhere"
             read = self._mover.disk.read(sequence.directory.places, layer, on_disk, into, self.tier)
             damaged = read.wait()
-            self.num_bytes_read += len(on_disk) * self.tier.shape.leaf_bytes
+            self._brought.num_read += len(on_disk)
         self._mover.lane.computation_waits()
         if len(damaged):
             self._give(slots)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.memory import MemoryTier
     from edgekv.tiers.mover import Mover
     from edgekv_storage import Pieces
 
@@ -114,18 +115,24 @@ class Promotion:
         if (known := self._abstracts.pop(sequence.id, None)) is not None:
             known.shorten(0)
 
-    def give_way(self, active: Sequence | None, num_slots: int) -> None:
-        """Free `num_slots` slots of what is only a cache, as far as it goes: abstracts of idle sequences, and
-        promoted leaves but for those that one step of the active sequence needs.
+    def give_way(self, active: Sequence | None, num_slots: int, tier: MemoryTier) -> None:
+        """Free `num_slots` slots of `tier` that are only a cache, as far as it goes: abstracts of idle sequences,
+        and promoted leaves but for those that one step of the active sequence needs.
         """
+        if tier is self._mover.host:
+            self._drop_idle_abstracts(active)
+        if tier is not self.promoted.tier:
+            return
+        if self.promoted.serves(active):
+            self.promoted.shrink(max(self._floor, self.promoted.num_slots - num_slots))
+        else:
+            self.promoted.close()
+
+    def _drop_idle_abstracts(self, active: Sequence | None) -> None:
         for sequence_id, known in list(self._abstracts.items()):
             if active is None or sequence_id != active.id:
                 known.shorten(0)
                 del self._abstracts[sequence_id]
-        if not self.promoted.serves(active):
-            self.promoted.close()
-        elif self.promoted.tier is self._mover.host:
-            self.promoted.shrink(max(self._floor, self.promoted.num_slots - num_slots))
 
     def make_abstracts_at_hand(self, sequence: Sequence) -> None:
         """Those of columns that are in memory, as far as the host has room: never at another's cost.
@@ -217,6 +224,9 @@ class Promotion:
             if slots[layer, column] != ABSENT:
                 slot = torch.from_numpy(slots[layer, column : column + 1].copy()).to(tier.pool.device)
                 return kernels.pack_keys(tier.pool, slot)[0].cpu().numpy()
+        if (found := self.promoted.find(sequence, layer, int(column))) != ABSENT:
+            held = self.promoted.tier
+            return kernels.pack_keys(held.pool, torch.tensor([found], dtype=torch.int32))[0].cpu().numpy()
         slot_taken = self._take_host(sequence, 1)
         assert mover.disk is not None, "a leaf is nowhere"
         try:
@@ -227,6 +237,7 @@ class Promotion:
         finally:
             mover.host.give(slot_taken)
 
+    # Not while a pass runs: room may be made at the cost of leaves that it reads.
     def _take_host(self, sequence: Sequence, num_slots: int) -> NDArray[np.int32]:
         host = self._mover.host
         slots = host.take(num_slots)

@@ -232,10 +232,27 @@ class Residency:
         Raises:
             CapacityError: not even all demotable columns make enough room, or nowhere takes them.
         """
+        device = self.mover.device
+        if device.num_free < num_slots and not self.promotion.promoted.serves(self._active):
+            self.promotion.give_way(self._active, num_slots - device.num_free, device)
+        if device.num_free >= num_slots:
+            return
+        refused = None
+        try:
+            self._demote_for(num_slots, only_idle=only_idle)
+        except CapacityError as error:
+            refused = error
+        if only_idle:
+            return
+        if device.num_free < num_slots:
+            self.promotion.give_way(self._active, num_slots - device.num_free, device)
+        if device.num_free < num_slots:
+            raise refused or CapacityError(self._too_small("device"))
+
+    def _demote_for(self, num_slots: int, *, only_idle: bool) -> None:
+        """Demote whole columns until `num_slots` device slots are free, as far as there are any."""
         num_layers = self.mover.device.shape.num_layers
         missing = num_slots - self.mover.device.num_free
-        if missing <= 0:
-            return
         candidates = [
             Candidate(s.id, self._demotable(s), s.last_used, s is self._active)
             for s in self.sequences.values()
@@ -244,8 +261,6 @@ class Residency:
         for owner, columns in self.placement.victims(candidates, -(-missing // num_layers)):
             if owner in self.sequences:  # writing one idle sequence may have evicted another
                 self._demote(self.sequences[owner], columns)
-        if not only_idle and self.mover.device.num_free < num_slots:
-            raise CapacityError(self._too_small("device"))
 
     def _demotable(self, sequence: Sequence) -> NDArray[np.intp]:
         """Columns that may leave the device: all of an idle sequence, the full ones of the active."""
@@ -290,7 +305,7 @@ class Residency:
             elif len(held := sequence.directory.on_host()):
                 self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
         if host.num_free < num_slots:
-            self.promotion.give_way(self._active, num_slots - host.num_free)
+            self.promotion.give_way(self._active, num_slots - host.num_free, host)
 
     def _make_host_bytes(self, num_bytes: int, owner: Sequence) -> None:
         """Free host memory for what is not a column, at the cost of clean copies."""

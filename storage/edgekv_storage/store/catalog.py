@@ -143,6 +143,12 @@ class Catalog:
             places.append(place)
         return places
 
+    def parents(self, sequence_id: bytes) -> set[bytes]:
+        """Keys of the leaves in front of each record of a sequence."""
+        segments = [(s.header.segment, s.num_records) for s in self.segments_of(sequence_id)]
+        spots = ((segment, number) for segment, count in segments for number in range(count))
+        return {known.parent for spot in spots if (known := self._records.get(spot)) is not None}
+
     def mark_dead(self, places: Iterable[LeafPlace]) -> list[LeafPlace]:
         """Makes leaves unfindable, or leads to an older copy where there is one; returns those that were alive."""
         killed = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv_storage.errors import StorageError, StoreClosed
-from edgekv_storage.segments.format import LEAF_TOKENS
+from edgekv_storage.segments.format import LEAF_TOKENS, NO_PARENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,6 +101,17 @@ class Finding:
         self._load(sequence_id)
         with self._catalog.lock:
             return bool(self._catalog.find(sequence_id, [key]))
+
+    def ends(self, sequence_id: bytes, keys: Sequence[bytes]) -> list[int]:
+        """How many of the first `keys` some extent of the sequence was written behind, descending: where another
+        path may leave this one.
+        """
+        self._load(sequence_id)
+        with self._catalog.lock:
+            parents = self._catalog.parents(sequence_id)
+        found = [0] if NO_PARENT in parents else []
+        found += [end for end, key in enumerate(keys, 1) if key in parents]
+        return found[::-1]
 
     def read_section(self, place: LeafPlace, kind: int) -> bytes | None:
         """A typed section of the record that holds `place`; None where it has none or it is damaged."""

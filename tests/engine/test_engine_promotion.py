@@ -1,0 +1,157 @@
+"""Promoted leaves on a tiny model: whom they give way to, what is counted of them, which branch is found again."""
+
+import random
+
+import numpy as np
+import pytest
+from engine_fixtures import Recorder, ask, engine_on
+from gguf_writer import write_tiny_gguf
+
+from edgekv.cache.directory import ABSENT
+from edgekv.config import Config
+from edgekv.engine.build import load_model
+from edgekv.tiers.kept_abstracts import KeptAbstracts
+from edgekv.tiers.promoted import PromotedLeaves
+from edgekv.tiers.promotion import Promotion
+
+LAYERS = 2
+LEAF_BYTES = 2 * 2 * 16 * 16 * 2
+SELECTED = {"attention": "selected", "budget": 128, "prefill_budget": 128}
+SEQUENCE = b"s" * 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=LAYERS, context=4096)
+    loaded = load_model(Config(threads=1), path, with_front=False)
+    yield loaded
+    loaded.front.close()
+
+
+def prompt(count, seed=0):
+    return [random.Random(seed).randrange(4, 300) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def stored(model, tmp_path_factory):
+    """(folder with 640 tokens of a conversation, made under selection; logits after them with all in memory)."""
+    folder = tmp_path_factory.mktemp("stored") / "d"
+    with engine_on(model, folder, **SELECTED) as engine:
+        ask(engine, prompt(640), max_tokens=1)
+    with engine_on(model, folder, **SELECTED) as engine:
+        seen = Recorder(engine)
+        ask(engine, prompt(640), max_tokens=12)
+        return folder, seen.all()
+
+
+def same(found, want):
+    return float((found - want).abs().max()) < 1e-3
+
+
+def test_promoted_leaves_of_an_idle_sequence_give_way_on_a_device(model, stored):
+    """Guards the device pool of a GPU: single leaves of a conversation nobody talks in kept their slots, and whole
+    columns of the next one found no room."""
+    limits = {"device_leaves": 80, "host_leaves": 60, "in_place": False}
+    with engine_on(model, stored[0], **SELECTED, **limits) as engine:
+        ask(engine, prompt(640))
+        promoted = engine._residency.promotion.promoted
+        assert promoted.num_slots >= 30
+        engine._runner.attention = "exact"
+        assert len(ask(engine, prompt(500, seed=1), sequence_id=b"t" * 16).token_ids) == 8
+        assert promoted.num_slots == 0
+
+
+def test_promoted_leaves_of_the_active_sequence_give_way_on_a_device(model, stored):
+    """Guards the last resort on a GPU: what is only a cache goes before a step is refused, no more of it than is
+    needed, and none that a step cannot do without."""
+    limits = {"device_leaves": 80, "host_leaves": 60, "in_place": False}
+    with engine_on(model, stored[0], **SELECTED, **limits) as engine:
+        ask(engine, prompt(640))
+        residency = engine._residency
+        promoted, sequence = residency.promotion.promoted, residency.sequences[SEQUENCE]
+        residency.activate(sequence)
+        held, demotable = promoted.num_slots, len(residency._demotable(sequence)) * LAYERS
+        wanted = residency.mover.device.num_free + demotable + 4
+        residency._make_room(wanted)
+        assert residency.mover.device.num_free >= wanted
+        assert residency.promotion._floor <= promoted.num_slots <= held - 4
+        residency.activate(None)
+
+
+@pytest.mark.parametrize("limits", [{"device_leaves": 60, "host_leaves": 90}, {"device_leaves": 60}])
+def test_keys_made_anew_while_a_pass_runs_cost_no_column(model, stored, monkeypatch, limits):
+    """Guards the running pass's table of slots: room for a leaf was made by dropping columns that it went on to
+    read by their old slots."""
+    passes, made = [], []
+    begin, make = PromotedLeaves.begin_pass, Promotion._take_host
+    monkeypatch.setattr(KeptAbstracts, "read_keys", lambda *_: np.empty(0, np.intp))
+    monkeypatch.setattr(PromotedLeaves, "begin_pass", lambda *a: passes.append(1) or begin(*a))
+    monkeypatch.setattr(Promotion, "_take_host", lambda *a: made.append(len(passes)) or make(*a))
+    with engine_on(model, stored[0], **SELECTED, **limits) as engine:
+        seen = Recorder(engine)
+        ask(engine, prompt(640), max_tokens=12)
+        assert same(seen.all(), stored[1])
+    assert passes
+    assert not any(made), "a slot was taken between the beginning of a pass and its end"
+
+
+def test_leaves_of_a_running_step_never_give_way(model, stored, monkeypatch):
+    """Guards pins: of the leaves that one layer attends to, all are in their slots when it attends."""
+    taken = []
+    bring = PromotedLeaves.bring
+
+    def watching(self, layer, columns):
+        before = self.where[layer].copy()
+        held = np.flatnonzero((before != ABSENT) & (self._promoted[layer, : len(before)] != ABSENT))
+        used = held[self._used[self._promoted[layer, held]] == self._now]
+        bring(self, layer, columns)
+        taken.append(len(used))
+        assert (self.where[layer, used] == before[used]).all()
+        assert (self.where[layer, columns] != ABSENT).all()
+
+    monkeypatch.setattr(PromotedLeaves, "bring", watching)
+    with engine_on(model, stored[0], **SELECTED, device_leaves=40, host_leaves=44) as engine:
+        seen = Recorder(engine)
+        ask(engine, prompt(640), max_tokens=12)
+        assert same(seen.all(), stored[1])
+    assert any(taken)
+
+
+def test_bytes_read_are_told_by_tier(model, stored):
+    """Guards honesty: what an answer says it read is what its steps attended to, by the pool it lay in."""
+    with engine_on(model, stored[0], **SELECTED, device_leaves=60, host_leaves=90) as engine:
+        slots, promoted = [], engine._residency.promotion.promoted
+        selected, first_host = engine._runner.selected, engine._residency.mover.host.first_slot
+        inner = type(selected.tally).count_leaves
+
+        def counting(tally, first):
+            slots.extend(tally.slots)
+            inner(tally, first)
+
+        type(selected.tally).count_leaves = counting
+        try:
+            use = ask(engine, prompt(640), max_tokens=12).attention
+        finally:
+            type(selected.tally).count_leaves = inner
+        on_host = sum(int((s >= first_host).sum()) for s in slots)
+        assert use.host_bytes_read == on_host * LEAF_BYTES > 0
+        assert use.device_bytes_read == (sum(map(len, slots)) - on_host) * LEAF_BYTES > 0
+        assert use.disk_bytes_read >= use.promoted_bytes > 0
+        assert use.mean_tokens <= 128
+        assert promoted.take_use().num_read == 0, "counted for the next answer too"
+
+
+def test_the_longest_of_several_selected_branches_is_found(model, tmp_path):
+    """Guards resume: selection began early and went far, later once more behind a longer exact path. The path that
+    was looked at first was taken, and hundreds of tokens computed again.
+    """
+    ids = prompt(640, seed=4)
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        engine._residency.block_columns = 10  # exact, since there is nothing yet to select from
+        ask(engine, ids, max_tokens=1)
+    with engine_on(model, tmp_path / "d", attention="exact") as engine:
+        assert ask(engine, ids[:330], max_tokens=1).usage.reused_tokens == 160
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        assert ask(engine, ids[:336], max_tokens=2).usage.reused_tokens == 320
+    with engine_on(model, tmp_path / "d", **SELECTED) as engine:
+        assert ask(engine, ids, max_tokens=1).usage.reused_tokens == 624
