@@ -28,11 +28,11 @@ async def test_lines_pastes_and_history(sit_down):
         await person.misses("Esc stops")
         await person.types("begun")
         await person.presses("up")
-        assert prompt.whole_text == f"{long} end"
+        await person.until(lambda: prompt.whole_text == f"{long} end")
         await person.presses("up")
-        assert prompt.text == "one\ntwo"
+        await person.until(lambda: prompt.text == "one\ntwo")
         await person.presses("down", "down", "down")
-        assert prompt.text == "begun"
+        await person.until(lambda: prompt.text == "begun")
         person.pastes("short\r\npaste")
         await person.until(lambda: prompt.text == "begunshort\npaste")
 

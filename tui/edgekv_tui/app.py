@@ -89,7 +89,7 @@ class ChatApp(App[int]):
         """Open the session behind the screen that is shown already."""
         self._on_signals()
         self.theme_changed_signal.subscribe(self, self._keep_theme)
-        self.run_worker(self._open, exclusive=True, group="open")
+        self.run_worker(self._open(), exclusive=True, group="open")
 
     async def _open(self) -> None:
         screen = self.chat_screen

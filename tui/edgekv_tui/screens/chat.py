@@ -103,7 +103,8 @@ class ChatScreen(Screen[None]):
             self._rest()
 
     def _list_again(self) -> None:
-        self.run_worker(self.refresh_list, group="list", exclusive=True)
+        if self.is_attached:
+            self.run_worker(self.refresh_list(), group="list", exclusive=True)
 
     async def refresh_list(self) -> None:
         """Read the list of conversations again."""

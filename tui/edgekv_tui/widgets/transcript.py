@@ -91,7 +91,7 @@ class Transcript(VerticalScroll, can_focus=False):
         """Earlier turns come when the top is reached."""
         super().watch_scroll_y(old, new)
         if new <= 0 < old and self._first > 0:
-            self.run_worker(self.show_earlier, group="earlier", exclusive=True)
+            self.run_worker(self.show_earlier(), group="earlier", exclusive=True)
 
     @on(TurnView.Left)
     def _move_focus(self, message: TurnView.Left) -> None:
