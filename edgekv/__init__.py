@@ -23,7 +23,7 @@ from edgekv.errors import (
 )
 from edgekv.events import CacheUse, Done, Event, Notice, PrefillProgress, Result, TextDelta, Timings, Usage
 from edgekv.runtime import Runtime
-from edgekv.stats import Snapshot
+from edgekv.stats import Move, Snapshot
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "Event",
     "FoundModel",
     "ModelLoadError",
+    "Move",
     "Notice",
     "PrefillProgress",
     "Result",

@@ -36,7 +36,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class CacheUse:
-    """Bytes of KV per tier when the call ended, the process-wide peaks, and what was damaged on disk."""
+    """Bytes of KV per tier when the call ended, the process-wide peaks, and what was damaged on disk.
+
+    `*_limit_bytes` is what the tier may hold at most; 0 where there is no such tier.
+    """
 
     device_bytes: int = 0
     host_bytes: int = 0
@@ -45,6 +48,9 @@ class CacheUse:
     host_peak_bytes: int = 0
     disk_peak_bytes: int = 0
     damaged_leaves: int = 0
+    device_limit_bytes: int = 0
+    host_limit_bytes: int = 0
+    disk_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

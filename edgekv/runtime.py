@@ -7,6 +7,7 @@ installs no signal handler and keeps no global.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import threading
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from edgekv.conversation.opening import EngineFactory
     from edgekv.conversation.transcript import Rebuild
     from edgekv.conversation.turns import TurnTree
+    from edgekv.stats import Move
 
 
 NOT_DURABLE = "this session keeps nothing on disk"
@@ -229,6 +231,13 @@ class Runtime:
             num_open_conversations=len(self._conversations),
             degraded=self.degraded,
         )
+
+    def moves(self) -> list[Move]:
+        """What was demoted, dropped or evicted lately and why, oldest first (any thread, does not wait)."""
+        self._worker.check_usable()
+        with self._lock:
+            names = {c.sequence_id: c.name for c in self._conversations.values()}
+        return [dataclasses.replace(move, name=names.get(id_)) for id_, move in self._worker.engine.moves()]
 
     def close(self) -> None:
         """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""

@@ -6,10 +6,29 @@ Plain data; no torch, no I/O, and nothing of how the numbers came to be.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from edgekv.events import CacheUse
+
+
+MoveKind = Literal["demoted", "dropped", "evicted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """KV that went from one tier to another.
+
+    `at` is seconds since 1970; `kind`: demoted (device to host), dropped (the host's copy; it is on disk), or
+    evicted (the last copy: its tokens are computed again when needed). `name` is the conversation's, None for
+    one that is not open.
+    """
+
+    at: float
+    kind: MoveKind
+    num_tokens: int
+    why: str
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +36,7 @@ class Snapshot:
     """The Runtime at one moment.
 
     `device_budget`, `host_budget` and `disk_budget` are the configured limits in bytes (None: chosen at run
-    time). `degraded` says why nothing is kept on disk, or is None.
+    time; `cache` has the limits as they are). `degraded` says why nothing is kept on disk, or is None.
     """
 
     model: str

@@ -116,6 +116,7 @@ class FakeEngine:
         self.hold.set()
         self.started = threading.Event()
         self.requests = []
+        self.moved = []
         self.released = []
         self.seen = {}
         self.computed_tokens = 0
@@ -196,7 +197,14 @@ class FakeEngine:
 
     def cache_use(self):
         tokens = sum(len(ids) for ids in self.seen.values())
-        return CacheUse(device_bytes=tokens * 8, device_peak_bytes=tokens * 8)
+        limits = {"device_limit_bytes": 1 << 20, "host_limit_bytes": 2 << 20, "disk_limit_bytes": 4 << 20}
+        return CacheUse(device_bytes=tokens * 8, device_peak_bytes=tokens * 8, **limits)
+
+    def where(self, sequence_id):
+        return "D" * (len(self.seen.get(sequence_id, [])) // 16)
+
+    def moves(self):
+        return list(self.moved)
 
     def stored_paths(self, sequence_id):
         return [np.array(ids[: len(ids) // 16 * 16], np.int32) for ids in self.stored]

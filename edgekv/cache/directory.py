@@ -76,6 +76,12 @@ class Directory:
         """Columns with a host copy, ascending."""
         return np.flatnonzero(self.host[0] != ABSENT)
 
+    def letters(self) -> str:
+        """D device, H host, S disk, - nowhere: the highest tier of each column. Any thread: a moment's picture."""
+        device, host, places = self.device[0] != ABSENT, self.host[0] != ABSENT, list(self.places)
+        shown = zip(device.tolist(), host.tolist(), places, strict=False)  # it may be growing meanwhile
+        return "".join("D" if d else "H" if h else "-" if place is None else "S" for d, h, place in shown)
+
     def off_device(self) -> NDArray[np.intp]:
         """Columns without a device copy, ascending."""
         return np.flatnonzero(self.device[0] == ABSENT)

@@ -37,6 +37,10 @@ class Executor(Protocol):
         """Reserve a place in the queue, `prepare()`, enqueue. Raises Busy or Closed before preparing."""
         ...
 
+    def where(self, sequence_id: bytes) -> str:
+        """The tier of each column, as `EngineLike.where`."""
+        ...
+
     def check_usable(self) -> None:
         """Raise Closed in a fork or after `close()`."""
         ...
@@ -181,6 +185,12 @@ class Conversation:
             turn = self._tree.get(branch.id if isinstance(branch, Branch) else branch)
             self._journal.save_head(turn.id)
             self._tree.head = turn.id
+
+    def where(self) -> str:
+        """Where its KV lies now, a letter for each 16 tokens: D device, H host, S disk only, - computed again when
+        needed. Empty unless it was used in this run. Does not wait for the engine.
+        """
+        return self._executor.where(self.sequence_id)
 
     def num_tokens(self) -> int:
         """Tokens of the current branch, answers included."""

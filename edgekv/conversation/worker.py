@@ -91,6 +91,10 @@ class EngineThread:
         """The model's face. Raises Closed after `close()`."""
         return self._require_loaded()[1]
 
+    def where(self, sequence_id: bytes) -> str:
+        """The tier of each column of a sequence."""
+        return self.engine.where(sequence_id)
+
     def num_waiting(self) -> int:
         """Generations in the queue."""
         with self._lock:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgekv.engine.request import Emit, IsCancelled
     from edgekv.engine.runner import Runner
     from edgekv.events import FinishReason
+    from edgekv.stats import Move
     from edgekv.tiers.residency import Residency
 
 
@@ -316,7 +317,19 @@ class Engine:
             host_peak_bytes=host.peak,
             disk_peak_bytes=disk.peak,
             damaged_leaves=self._damaged_leaves if damaged_leaves is None else damaged_leaves,
+            device_limit_bytes=device.capacity,
+            host_limit_bytes=host.capacity,
+            disk_limit_bytes=disk.capacity,
         )
+
+    def where(self, sequence_id: bytes) -> str:
+        """The highest tier of each column; any thread, see `EngineLike.where`."""
+        sequence = self._residency.sequences.get(sequence_id)
+        return "" if sequence is None else sequence.directory.letters()
+
+    def moves(self) -> list[tuple[bytes, Move]]:
+        """What moved between the tiers lately; any thread."""
+        return self._residency.moves.latest()
 
     def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:
         """Token ids [T] of every path that is stored of a sequence; any thread, none without a disk."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edgekv.events import CacheUse, Event, Result
+    from edgekv.stats import Move
 
 Emit = Callable[["Event"], None]
 IsCancelled = Callable[[], bool]
@@ -70,7 +71,7 @@ class Request:
 
 
 class EngineLike(Protocol):
-    """What the runtime needs of an engine; called from one thread only, but for `cache_use` and `stored_paths`."""
+    """What the runtime needs of an engine; called from one thread only, but for those that say "any thread"."""
 
     def generate(self, request: Request, emit: Emit, is_cancelled: IsCancelled) -> Result:
         """Run one request; emits PrefillProgress, TextDelta and Notice (the caller adds Done).
@@ -90,6 +91,14 @@ class EngineLike(Protocol):
 
     def cache_use(self) -> CacheUse:
         """Bytes per tier now and at their peaks (any thread)."""
+        ...
+
+    def where(self, sequence_id: bytes) -> str:
+        """A letter for each column (16 tokens): D device, H host, S disk, - nowhere; "" if cold (any thread)."""
+        ...
+
+    def moves(self) -> list[tuple[bytes, Move]]:
+        """What moved between the tiers lately, with its sequence, oldest first (any thread)."""
         ...
 
     def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:

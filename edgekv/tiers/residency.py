@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
+from edgekv.cache.moves import MoveLog
 from edgekv.errors import CapacityError
 from edgekv.policies.placement import Candidate, Placement
 from edgekv.tiers.promotion import Promotion
@@ -41,6 +42,7 @@ class Residency:
         self.sequences: dict[bytes, Sequence] = {}
         self._active: Sequence | None = None
         self._being_written: set[bytes] = set()
+        self.moves = MoveLog()
         num_slots = mover.device.slots.num_slots
         num_layers = mover.device.shape.num_layers
         segment = num_slots // 6 if mover.in_place else min(num_slots // 6, mover.host.slots.num_slots // 4)
@@ -279,11 +281,13 @@ class Residency:
             room -= 2 * self.stream.segment_slots  # streaming will need to land on the host
         fits = max(0, room) // sequence.directory.num_layers
         self.mover.demote_to_host(sequence, full[:fits])
+        self.moves.note(sequence.id, "demoted", len(full), "the device limit was reached")
         homeless = full[fits:][sequence.directory.host[0, full[fits:]] == ABSENT]
         if len(homeless) and homeless.max() >= sequence.num_written and not self.flush(sequence):
             if sequence is self._active:
                 raise CapacityError(self._too_small("host"))
             # It has no disk to go to: evicted from there on, and recomputed when needed.
+            self.moves.note(sequence.id, "evicted", len(homeless), "no tier below has room for it")
             self.shorten(sequence, int(homeless[homeless >= sequence.num_written].min()) * LEAF_TOKENS)
             return
         self.mover.drop_device(sequence, full)
@@ -302,7 +306,11 @@ class Residency:
                 self.flush(sequence)
                 held = sequence.directory.on_host()
                 self.mover.drop_host(sequence, held[held < sequence.num_written])
+                self.moves.note(sequence.id, "dropped", len(held), "the host limit was reached")
             elif len(held := sequence.directory.on_host()):
+                self.moves.note(
+                    sequence.id, "evicted", len(held), "the host limit was reached, and it has no disk"
+                )
                 self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
         if host.num_free < num_slots:
             self.promotion.give_way(self._active, num_slots - host.num_free, host)

@@ -332,3 +332,21 @@ def test_what_prefill_costs_follows_from_the_shape(model, tmp_path):
     assert cost.linear_s == pytest.approx(cost.quadratic_s * even)
     with engine_on(model, tmp_path / "d") as engine:
         assert engine._residency.mover.disk.store._space.cost == cost
+
+
+def test_what_moved_and_where_it_lies_is_told(model, tmp_path):
+    """Guards the map and the list that a front end shows: each column has one letter, its highest tier; what went
+    down says why; nothing is claimed of a sequence that is not warm.
+    """
+    with engine_on(model, tmp_path / "d", device_leaves=60, host_leaves=30) as engine:
+        first = ask(engine, prompt(600), max_tokens=8)
+        letters = engine.where(b"s" * 16)
+        assert len(letters) == -(-(600 + len(first.token_ids) - 1) // 16)
+        assert set(letters) == {"D", "H", "S"}
+        device, host = letters.count("D"), letters.count("H")
+        assert (device * 3 <= 60, host * 3 <= 30) == (True, True)
+        moves = [move for id_, move in engine.moves() if id_ == b"s" * 16]
+        assert {move.kind for move in moves} == {"demoted"}
+        assert sum(move.num_tokens for move in moves) >= 16 * (len(letters) - device)
+        assert all("device limit" in move.why for move in moves)
+        assert engine.where(b"x" * 16) == ""

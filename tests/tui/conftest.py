@@ -97,6 +97,15 @@ class Person:
         await self.presses("enter")
         await self.until(lambda: dialog not in self.app.screen_stack, "the dialog to close")
 
+    async def talks(self, text):
+        """Send a message and wait until its answer is there."""
+        screen = self.app.chat_screen
+        chat, before = screen.chat, screen.chat.num_answers
+        await self.says(text)
+        await self.until(
+            lambda: chat.num_answers > before and screen._view is None, f"an answer to {text[:40]!r}"
+        )
+
     async def says(self, text):
         """Send a message that is pasted, not typed, so that tests are fast."""
         self.app.chat_screen.query_one("#prompt").insert(text)

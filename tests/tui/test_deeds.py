@@ -13,9 +13,7 @@ async def test_editing_makes_a_branch_and_branches_are_left_and_found(sit_down):
     """Guards edited messages: the old branch stays, is listed, and is shown when chosen."""
     async with sit_down() as person:
         for text in ("first", "second"):
-            await person.says(text)
-            await person.sees(text, "exact;")
-            await person.misses("Esc stops")
+            await person.talks(text)
         await person.presses("shift+tab", "up", "e")
         await person.sees("editing message 1")
         await person.presses("escape")
@@ -53,8 +51,7 @@ async def test_details_of_an_answer(sit_down):
 async def test_rename_keeps_everything_but_the_name(sit_down, data_dir):
     """Guards a new name: taken ones are refused in one line, the conversation goes on under it."""
     async with sit_down("old") as person:
-        await person.says("hi")
-        await person.sees("hello there")
+        await person.talks("hi")
         await person.does("rename")
         await person.answers("new")
         await person.until(lambda: " new " in person.screen().splitlines()[0], "the title")
@@ -69,8 +66,7 @@ async def test_rename_keeps_everything_but_the_name(sit_down, data_dir):
 async def test_export_and_import(sit_down, data_dir, tmp_path):
     """Guards taking a conversation along: Markdown for reading, JSON lines that come back whole, 0600."""
     async with sit_down("trip") as person:
-        await person.says("hi *there*")
-        await person.sees("hello there")
+        await person.talks("hi *there*")
         for deed, suffix in (("export_markdown", "md"), ("export_json", "jsonl")):
             await person.does(deed)
             await person.answers(str(tmp_path / f"trip.{suffix}"))
@@ -97,8 +93,7 @@ async def test_export_and_import(sit_down, data_dir, tmp_path):
 async def test_forgetting_needs_a_yes(sit_down, data_dir):
     """Guards against a key pressed by accident; a private chat is forgotten as well."""
     async with sit_down("a") as person:
-        await person.says("hi")
-        await person.sees("hello there")
+        await person.talks("hi")
         await person.does("forget")
         await person.sees("Its key is destroyed")
         await person.presses("enter", "escape")
@@ -106,8 +101,7 @@ async def test_forgetting_needs_a_yes(sit_down, data_dir):
         assert names(data_dir) == ["a"]
         await person.presses("ctrl+t")
         await person.sees("PRIVATE")
-        await person.says("psst")
-        await person.sees("hello there")
+        await person.talks("psst")
         await person.does("forget")
         await person.sees("Its key is destroyed")
         await person.presses("y")

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
 from textual.binding import Binding
-from textual.worker import WorkerFailed
+from textual.worker import Worker, WorkerFailed
 
 from edgekv import EdgeKVError, ModelLoadError, found_models
 from edgekv_tui.keys import bindings_of, key_rows
 from edgekv_tui.palette import DeedProvider
 from edgekv_tui.screens.chat import ChatScreen
 from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
+from edgekv_tui.screens.find import Find
 from edgekv_tui.screens.pages import Page
 from edgekv_tui.settings import Settings, check, save_theme
 from edgekv_tui.text import size
@@ -64,7 +66,7 @@ class ChatApp(App[int]):
         super().__init__()
         self._settings = settings or Settings()
         self._settings_file = settings_file
-        owners: list[type[DOMNode]] = [*KEY_GROUPS.values(), Ask, Confirm, Choose, Page]
+        owners: list[type[DOMNode]] = [*KEY_GROUPS.values(), Ask, Confirm, Choose, Find, Page]
         check(self._settings, self.available_themes, [binding.id or "" for binding in bindings_of(*owners)])
         self.set_keymap(self._settings.keys)
         if self._settings.theme is not None:
@@ -88,8 +90,9 @@ class ChatApp(App[int]):
     def on_mount(self) -> None:
         """Open the session behind the screen that is shown already."""
         self._on_signals()
+        self.session.spawn = partial(self.run_worker, group="answers")
         self.theme_changed_signal.subscribe(self, self._keep_theme)
-        self.run_worker(self._open(), exclusive=True, group="open")
+        _: Worker[None] = self.run_worker(self._open, exclusive=True, group="open")
 
     async def _open(self) -> None:
         screen = self.chat_screen
@@ -171,9 +174,10 @@ class ChatApp(App[int]):
             return
         self._is_leaving = True
         self.chat_screen.say("closing: what was answered is being written…")
-        self.run_worker(self._leave(code), group="leave")
+        _: Worker[None] = self.run_worker(partial(self._leave, code), group="leave")
 
     async def _leave(self, code: int) -> None:
+        self.chat_screen.search.close()
         try:
             await self.session.close()
         finally:

@@ -18,6 +18,7 @@ from edgekv.conversation.linefile import read_lines, write_lines
 from edgekv_tui.details import detail_rows
 from edgekv_tui.editor import edit
 from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
+from edgekv_tui.screens.find import Find
 from edgekv_tui.screens.pages import Page
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.prompt import Prompt
@@ -36,6 +37,7 @@ class Deed:
 
 
 DEEDS = (
+    Deed("find", "Find in all chats", "Words in messages and answers of every kept conversation"),
     Deed("edit_last", "Edit the last message", "Ask differently: a new branch, the old one stays"),
     Deed("branches", "Branches", "Go to another branch of this conversation"),
     Deed("details", "Details of the last answer", "Exactness, tokens, speed, memory"),
@@ -62,6 +64,18 @@ class Deeds:
             await getattr(self, name)()
         except EdgeKVError as error:
             self._screen.say(str(error), is_alert=True)
+
+    async def find(self) -> None:
+        """Find words in all kept conversations and go there."""
+        hit = await self._screen.app.push_screen_wait(Find(self._screen.search))
+        if hit is not None:
+            chat = await self._screen.session.enter(hit.name)
+            await chat.switch(hit.turn_id)
+            await self._screen.show(chat)
+            ids = [turn.id for turn in chat.history()]
+            if hit.turn_id in ids:
+                await self._screen.reveal(ids.index(hit.turn_id))
+            await self._screen.refresh_list()
 
     async def edit_last(self) -> None:
         """Put the last message into the prompt."""

@@ -14,7 +14,7 @@ from edgekv_tui.answering import Answering
 from edgekv_tui.text import title_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from edgekv import Config, Conversation, ConversationInfo, Result, Stream, Turn
 
@@ -37,9 +37,16 @@ class OpenChat:
         self.private = private
         self.refusal = refusal
         self.answering: Answering | None = None
+        self.num_answers = 0
         self.reopened_tokens = 0
         self.results: dict[int, Result] = {}  # of answers of this run, by their turn's id
-        self._task: asyncio.Task[None] | None = None
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    @property
+    def last_result(self) -> Result | None:
+        """What became of the latest answer of this run."""
+        return next(reversed(self.results.values()), None)
 
     @property
     def is_answering(self) -> bool:
@@ -67,25 +74,38 @@ class OpenChat:
             raise ConversationError("there is no message yet that could be answered again")
         return self._start(history[-1].user, len(history) - 1, self.conversation.stream_regenerate)
 
+    async def switch(self, turn_id: int) -> None:
+        """Go to the branch that has the turn, if the current one has it not; to its newest end."""
+        conversation = self.conversation
+        if conversation is None or any(turn.id == turn_id for turn in self.history()):
+            return
+        end = turn_id
+        for turn in conversation.turns():  # parents come before their children: the last child wins
+            if turn.parent == end:
+                end = turn.id
+        await asyncio.to_thread(conversation.switch, end)
+
     async def wait(self) -> None:
         """Return once the answer being made, if any, has ended."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        await self._is_idle.wait()
 
     def _start(self, user: str, turn: int, begin: Callable[[], Stream]) -> Answering:
         if self.refusal is not None:
             raise ConversationError(self.refusal)
         self.answering = Answering(user, turn=turn)
-        self._task = asyncio.create_task(self._run(self.answering, begin))
+        self._is_idle.clear()
+        self._session.spawn(self._run(self.answering, begin))
         return self.answering
 
     async def _run(self, answering: Answering, begin: Callable[[], Stream]) -> None:
         try:
             await answering.run(begin)
+            self.num_answers += 1
             turns = self.history()
             if answering.result is not None and turns:
                 self.results[turns[-1].id] = answering.result
         finally:
+            self._is_idle.set()
             self._session.on_change()
 
     def _require(self, text: str) -> Conversation:
@@ -104,7 +124,8 @@ def _nobody_listens() -> None:
 class Session:
     """One Runtime, opened when asked to, and the chats of this run by their names.
 
-    `on_change` is called when an answer has ended: the list of conversations may be another one.
+    `on_change` is called when an answer has ended: the list of conversations may be another one. `spawn` runs
+    what follows an answer; whoever sets it sees to errors in it.
     """
 
     def __init__(self, config: Config, *, durable: bool = True, opener: type[Runtime] = Runtime) -> None:
@@ -114,6 +135,7 @@ class Session:
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self.on_change: Callable[[], None] = _nobody_listens
+        self.spawn: Callable[[Coroutine[None, None, None]], object] = asyncio.create_task
 
     @property
     def is_open(self) -> bool:
@@ -145,6 +167,11 @@ class Session:
     def drafts_and_private(self) -> list[OpenChat]:
         """Private conversations of this run, newest first."""
         return [chat for (_, private), chat in reversed(self._chats.items()) if private]
+
+    def num_answers(self, name: str) -> int:
+        """How many answers the kept conversation `name` got in this run."""
+        chat = self._chats.get((name, False))
+        return 0 if chat is None else chat.num_answers
 
     def draft(self, *, private: bool = False) -> OpenChat:
         """A new conversation that begins with its first message."""

@@ -7,6 +7,7 @@ and nothing of files.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -18,8 +19,10 @@ from textual.widgets import Footer, Static
 from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
 from edgekv_tui.lines import pending_line, restored_line
+from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.chats import ChatList
+from edgekv_tui.widgets.memory import MemoryPanel
 from edgekv_tui.widgets.prompt import Prompt
 from edgekv_tui.widgets.status import Status
 from edgekv_tui.widgets.transcript import Transcript
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.binding import BindingType
+    from textual.worker import Worker
 
     from edgekv_tui.answering import Answering
     from edgekv_tui.session import OpenChat, Session
@@ -49,6 +53,8 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+r", "regenerate", "Again", id="chat.again"),
         Binding("ctrl+l", "chats", "Chats", id="chat.list", priority=True),
         Binding("ctrl+g", "deed('editor')", "Editor", show=False, id="chat.editor"),
+        Binding("ctrl+f", "deed('find')", "Find", id="chat.find", priority=True),
+        Binding("f4", "memory", "Memory", show=False, id="chat.memory"),
         Binding("f2", "deed('edit_last')", "Edit", show=False, id="chat.edit"),
         Binding("f3", "deed('details')", "Details", show=False, id="chat.details"),
         Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up", priority=True),
@@ -60,6 +66,7 @@ class ChatScreen(Screen[None]):
         super().__init__()
         self._changed_keys = changed_keys
         self.session = session
+        self.search = SearchKeeper(session)
         self._deeds = Deeds(self)
         self._view: TurnView | None = None
         self._editing: int | None = None
@@ -74,6 +81,7 @@ class ChatScreen(Screen[None]):
                 yield Transcript(id="transcript")
                 yield Status("loading the model…", id="status")
                 yield Prompt(self._changed_keys, id="prompt")
+            yield MemoryPanel(self.session, id="memory")
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -81,6 +89,10 @@ class ChatScreen(Screen[None]):
         self.query_one(Prompt).focus()
         self.session.on_change = self._list_again
         self._show_title()
+
+    def on_unmount(self) -> None:
+        """Answers that go on are kept, and nobody is shown them."""
+        self._stop_showing()
 
     async def show(self, chat: OpenChat) -> None:
         """Put `chat` on the screen, an answer that is being made included."""
@@ -92,6 +104,7 @@ class ChatScreen(Screen[None]):
         shown = turns if answering is None else turns[: answering.turn]
         await self.query_one(Transcript).show(shown, empty=EMPTY_PRIVATE if chat.private else EMPTY)
         self.query_one(Prompt).remember([turn.user for turn in turns])
+        self.query_one(MemoryPanel).show(chat)
         self._show_title()
         if answering is not None:
             await self._begin_showing(answering)
@@ -104,7 +117,7 @@ class ChatScreen(Screen[None]):
 
     def _list_again(self) -> None:
         if self.is_attached:
-            self.run_worker(self.refresh_list(), group="list", exclusive=True)
+            _: Worker[None] = self.run_worker(self.refresh_list, group="list", exclusive=True)
 
     async def refresh_list(self) -> None:
         """Read the list of conversations again."""
@@ -157,9 +170,10 @@ class ChatScreen(Screen[None]):
         self._view = None
 
     async def _update(self, answering: Answering) -> None:
-        view, status = self._view, self.query_one(Status)
-        if view is None:
+        view = self._view
+        if view is None or not self.is_attached:
             return
+        status = self.query_one(Status)
         if answering.progress is not None and self.chat.reopened_tokens:
             waited = asyncio.get_running_loop().time() - answering.began
             view.remark(restored_line(answering.progress.reused, self.chat.reopened_tokens, waited))
@@ -168,12 +182,14 @@ class ChatScreen(Screen[None]):
             await view.grow(answering.text)
             status.follow(answering)
             return
-        answering.on_change = None
+        self._stop_showing()
         await self._end(answering, view)
 
     async def _end(self, answering: Answering, view: TurnView) -> None:
         if answering.result is not None:
             await view.end(answering.result)
+        if not self.is_attached:
+            return  # the program was left meanwhile
         self._rest()
         for notice in answering.notices:
             view.remark(notice)
@@ -213,7 +229,7 @@ class ChatScreen(Screen[None]):
             self._editing = None
             prompt.empty()
             self._rest()
-        self.remove_class("-list")
+        self.remove_class("-list", "-memory")
         prompt.focus()
 
     def edit_turn(self, number: int) -> None:
@@ -228,7 +244,7 @@ class ChatScreen(Screen[None]):
 
     def action_deed(self, name: str) -> None:
         """Do what the palette lists."""
-        self.run_worker(self._deeds.do(name), group="deed", exclusive=True)
+        _: Worker[None] = self.run_worker(partial(self._deeds.do, name), group="deed", exclusive=True)
 
     async def action_new(self, private: bool = False) -> None:
         """A new conversation."""
@@ -248,6 +264,15 @@ class ChatScreen(Screen[None]):
         else:
             self.add_class("-list")
             chats.focus()
+
+    def action_memory(self) -> None:
+        """Show where the memory goes, or hide it."""
+        self.toggle_class("-memory")
+        self.call_after_refresh(self.query_one(MemoryPanel).look)
+
+    async def reveal(self, number: int) -> None:
+        """Scroll to turn `number`."""
+        await self.query_one(Transcript).reveal(number)
 
     def action_turns(self) -> None:
         """Go to the last turn."""

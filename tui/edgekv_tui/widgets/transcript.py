@@ -17,6 +17,8 @@ from edgekv_tui.widgets.turn import TurnView
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from textual.worker import Worker
+
     from edgekv import Turn
 
 MOUNTED_TURNS = 25
@@ -72,6 +74,16 @@ class Transcript(VerticalScroll, can_focus=False):
         """The mounted turns, oldest first."""
         return list(self.query_children(TurnView))
 
+    async def reveal(self, number: int) -> None:
+        """Mount turn `number` if need be, and put the focus on it."""
+        while number < self._first:
+            await self.show_earlier()
+        for view in self.views:
+            if view.number == number:
+                if self.max_scroll_y > 0:  # else everything is seen already
+                    self.release_anchor()
+                view.focus()
+
     async def show_earlier(self) -> None:
         """Mount some more turns at the top, and keep what is seen where it is."""
         first = max(0, self._first - MOUNTED_TURNS)
@@ -91,7 +103,7 @@ class Transcript(VerticalScroll, can_focus=False):
         """Earlier turns come when the top is reached."""
         super().watch_scroll_y(old, new)
         if new <= 0 < old and self._first > 0:
-            self.run_worker(self.show_earlier(), group="earlier", exclusive=True)
+            _: Worker[None] = self.run_worker(self.show_earlier, group="earlier", exclusive=True)
 
     @on(TurnView.Left)
     def _move_focus(self, message: TurnView.Left) -> None:

@@ -1,0 +1,33 @@
+"""The live map of memory."""
+
+import time
+
+from edgekv import Move
+
+
+async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
+    """Guards what no other chat shows: every figure is the engine's own, and it is drawn again by itself."""
+    async with sit_down("trip", size=(200, 60)) as person:
+        await person.sees(
+            "Memory", "not used in this run yet", "none in this run yet", "nothing had to give way"
+        )
+        await person.talks("x" * 100)
+        await person.sees("1.0 MiB", "2.0 MiB", "4.0 MiB")
+        await person.sees("This conversation: 128 tokens", "████████", "device 128", "exact", "of 131 tokens")
+        chat = person.app.chat_screen.chat.conversation
+        person.engine.moved.append(
+            (chat.sequence_id, Move(time.time(), "demoted", 4096, "the device limit was reached"))
+        )
+        person.engine.where = lambda _id: "DDHHHSSS-" * 100
+        await person.sees(
+            "demoted 4,096 · trip · the device", "▓", "▒", "·", "host 4,800", "computed again 1,600"
+        )
+
+
+async def test_the_map_has_a_page_where_there_is_no_room(sit_down):
+    """Guards F4 on 80 columns: the map instead of the conversation, and back."""
+    async with sit_down("trip") as person:
+        await person.presses("f4")
+        await person.sees("Memory", "This conversation")
+        await person.presses("escape")
+        await person.sees("Say something")

@@ -1,0 +1,1 @@
+"""Finding words in all kept conversations, in memory only."""

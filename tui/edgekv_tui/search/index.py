@@ -1,0 +1,105 @@
+"""Full-text search over conversations: SQLite FTS5 in memory, within a limit of its own; nothing touches a disk.
+
+Knows names, turns and words. Built by whoever calls `add`, conversation by conversation, in any thread.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edgekv import Turn
+
+LIMIT_BYTES = 64 << 20
+MOST_HITS = 100
+PAGE_BYTES = 4096
+OPEN, CLOSE = "\x01", "\x02"
+"""Around what was found, in `Hit.excerpt`: no text has them, it is spelt out before it is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One turn that has all the words; `turn_id` is `Turn.id`."""
+
+    name: str
+    turn_id: int
+    excerpt: str
+
+
+class SearchIndex:
+    """`is_whole` is False once something did not fit the limit any more: what was added first is found."""
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        self._db.execute(f"PRAGMA max_page_count = {max(16, limit_bytes // PAGE_BYTES)}")
+        self._db.execute(
+            "CREATE VIRTUAL TABLE turns USING fts5(said, name UNINDEXED, turn UNINDEXED, "
+            'tokenize = "unicode61 remove_diacritics 2")'
+        )
+        self.names: set[str] = set()
+        self.is_whole = True
+
+    def add(self, name: str, turns: Iterable[Turn]) -> None:
+        """Index a conversation; what was known of it before is forgotten."""
+        with self._lock:
+            self._remove(name)
+            try:
+                self._db.execute("BEGIN")
+                self._db.executemany(
+                    "INSERT INTO turns (said, name, turn) VALUES (?, ?, ?)",
+                    ((f"{turn.user}\n{turn.answer}", name, turn.id) for turn in turns),
+                )
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                self.is_whole = False
+            self.names.add(name)
+
+    def remove(self, name: str) -> None:
+        """Forget a conversation."""
+        with self._lock:
+            self._remove(name)
+
+    def find(self, words: str) -> list[Hit]:
+        """Turns that have all `words`, the last one as a beginning; best first."""
+        query = _query(words)
+        if not query:
+            return []
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT name, turn, snippet(turns, 0, ?, ?, '…', 16) FROM turns WHERE turns MATCH ? "
+                "ORDER BY rank LIMIT ?",
+                (OPEN, CLOSE, query, MOST_HITS),
+            ).fetchall()
+        return [Hit(*row) for row in rows]
+
+    def close(self) -> None:
+        """Free the memory."""
+        with self._lock:
+            self._db.close()
+
+    def _remove(self, name: str) -> None:
+        if name in self.names:
+            self._db.execute("DELETE FROM turns WHERE name = ?", (name,))
+            self.names.discard(name)
+
+
+def _query(words: str) -> str:
+    """`words` as an FTS5 query: each quoted, so that nothing in it is an operator."""
+    found = re.findall(r"\w+", words)
+    if not found:
+        return ""
+    *whole, last = found
+    return " ".join([*(f'"{word}"' for word in whole), f'"{last}"*'])
