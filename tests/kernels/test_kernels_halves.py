@@ -7,7 +7,9 @@ import torch
 
 from edgekv_kernels import LayerWeights, Matrix, Packed4, Packed8, after_attend_, before_attend
 
-BOUND = 5e-6  # float32 arithmetic through two products in a row
+def bound(form):
+    """Float32 arithmetic through two products in a row; with VNNI their inputs are rounded to 16 bits."""
+    return 4e-5 if form == "native-avx512vnni" else 5e-6
 
 
 def packed4(n, k):
@@ -85,7 +87,7 @@ def rotated(x, cos, sin, style):
     return x
 
 
-def check_halves(worst, layer, dense, half):
+def check_halves(form, worst, layer, dense, half):
     hidden = torch.randn(1, len(layer.attn_norm))
     cos, sin = torch.randn(1, half), torch.randn(1, half)
     q, k, v = before_attend(hidden, layer, cos, sin)
@@ -98,13 +100,13 @@ def check_halves(worst, layer, dense, half):
         if part is not v:
             wanted = rotated(wanted, cos[0].double(), sin[0].double(), layer.rope_style)
         assert part.shape == (1, *wanted.shape)
-        assert worst(part[0], wanted) < BOUND
+        assert worst(part[0], wanted) < bound(form)
     attended = torch.randn(1, layer.num_heads, layer.head_dim)
     wanted = hidden[0].double() + times(attended.flatten().double(), dense["o"])
     gate, up = times(normed(wanted, layer.ffn_norm), dense["g"]).chunk(2)
     wanted = wanted + times(torch.nn.functional.silu(gate) * up, dense["d"])
     assert after_attend_(hidden, attended, layer) is hidden
-    assert worst(hidden[0], wanted) < BOUND
+    assert worst(hidden[0], wanted) < bound(form)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -116,7 +118,7 @@ def test_joined_matrices(form, worst, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        check_halves(worst, layer, dense, half=32)
+        check_halves(form, worst, layer, dense, half=32)
     finally:
         torch.set_num_threads(before)
 
@@ -126,7 +128,7 @@ def test_matrices_of_several_codes(form, worst):
     torch.manual_seed(1)
     mixed = [packed4, bfloat16, packed8], packed8, [packed8, packed4], bfloat16
     layer, dense = layer_of(mixed, 160, 96, 3, 1, 32, style="interleaved", bias=True, norms=True)
-    check_halves(worst, layer, dense, half=12)
+    check_halves(form, worst, layer, dense, half=12)
 
 
 def test_the_weights_are_checked():

@@ -82,6 +82,11 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
         const float *x = job->x + g0 * group;
 #ifdef HAS_VNNI
         const int8_t *digits = (const int8_t *)job->arranged + g0 * group * (bits == 4 ? DIGITS4 / 128 : DIGITS8 / 64);
+        const float *steps = (const float *)((const int8_t *)job->arranged + digits_size(w)) + g0;
+        for (long g = 0; g < count; g += W) {
+            vf step = load(steps + g);
+            for (int r = 0; r < R; r++) store(d[r] + g, load(d[r] + g) * step);
+        }
         digit_rows512(q, digits, job->sums + g0, count, 2 * R * row_bytes, R, bits, group, w->offset != NULL, d, m, acc);
         (void)x;
         continue;
@@ -213,7 +218,8 @@ static float FN(prepare)(const float *x, const weights *w, float *sums, float *a
     long groups = w->k / w->group;
 #ifdef HAS_VNNI
     for (long i = 0; i < 16; i++) sums[groups + i] = 0;
-    return digits512(x, w, sums, (int8_t *)arranged);
+    digits512(x, w, sums, (int8_t *)arranged);
+    return 1.0f;
 #endif
     for (long i = 0; i < groups; i++) {
         vf sum = {0};
