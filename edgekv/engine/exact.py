@@ -19,10 +19,15 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgekv.cache.directory import Directory
     from edgekv.cache.sequence import Sequence
     from edgekv.models.decoder import Attend
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.residency import Residency
+
+    Slots = NDArray[np.int32]
 
 
 @dataclass(slots=True)
@@ -32,6 +37,7 @@ class _Layout:
     version: int
     device: Tensor
     host: Tensor | None
+    where: Tensor | None  # of all columns, in the arena that both tiers share; None where they do not
     tail: Tensor  # the columns that new tokens are written to
     first_tail: int
     ends_in_tail: int  # of the device columns, how many come before the tail
@@ -63,6 +69,8 @@ class ExactAttention:
         on_device = layout.ends_in_tail * LEAF_TOKENS + start - layout.first_tail * LEAF_TOKENS
         on_host = 0 if layout.host is None else layout.host.shape[1] * LEAF_TOKENS
         streams, scale = stream.is_open, self._scale
+        if count == 1 and layout.where is not None and not streams and not arrivals.in_flight:
+            return self._token_pass(layout, start)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             arrivals.wait(layer)
@@ -84,6 +92,28 @@ class ExactAttention:
 
         return attend
 
+    def _token_pass(self, layout: _Layout, start: int) -> kernels.TokenPass:
+        """The pass over token `start` where every leaf lies in one arena."""
+        assert layout.where is not None
+
+        def reach(layer: int, columns: Tensor) -> None:
+            raise AssertionError(f"layer {layer}: all {len(columns)} columns are in memory")
+
+        return kernels.TokenPass(
+            pool=self._residency.mover.host.arena,
+            where=layout.where,
+            written=self._residency.mover.device.pool,
+            writes=layout.tail,
+            offset=start % LEAF_TOKENS,
+            fixed=torch.arange(layout.where.shape[1], dtype=torch.int32),
+            num_missing=LEAF_TOKENS - 1 - start % LEAF_TOKENS,
+            scale=self._scale,
+            turns=None,
+            style="split",
+            choosing=None,
+            reach=reach,
+        )
+
     def _slots(self, sequence: Sequence, start: int) -> _Layout:
         """Slot tensors for a pass that begins at token `start`; rebuilt only when something moved."""
         directory = sequence.directory
@@ -98,21 +128,31 @@ class ExactAttention:
             return known
         present = directory.on_device()
         assert len(present), "the columns being written are on the device"
-        host = None
+        host = where = None
         if self._residency.mover.in_place:
             lies_there = np.flatnonzero((directory.host[0] != ABSENT) & (directory.device[0] == ABSENT))
             if len(lies_there):
                 host = self._tensor(directory.host[:, lies_there])
+            where = self._tensor(self._where(directory))
         self._owner = sequence
         self._layout = _Layout(
             version=directory.version,
             device=self._tensor(directory.device[:, present]),
             host=host,
+            where=where,
             tail=self._tensor(directory.device[:, first_tail:]),
             first_tail=first_tail,
             ends_in_tail=int(np.searchsorted(present, first_tail)),
         )
         return self._layout
 
-    def _tensor(self, slots: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Tensor:
+    def _where(self, directory: Directory) -> Slots:
+        """Slots in the arena of all columns that are in memory; the last is the one being written."""
+        device, host = self._residency.mover.device, self._residency.mover.host
+        slots = np.where(directory.host != ABSENT, directory.host + host.first_slot, ABSENT)
+        slots = np.where(directory.device != ABSENT, directory.device + device.first_slot, slots)
+        found: Slots = slots[:, slots[0] != ABSENT].astype(np.int32)
+        return found
+
+    def _tensor(self, slots: Slots) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(slots)).to(self._residency.mover.device.pool.device)

@@ -72,6 +72,9 @@ class Runner:
         ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
         positions = torch.arange(start, start + count, device=device)
         hidden = self.decoder.forward(ids, positions, attend)
+        if selects:
+            assert self.selected is not None
+            self.selected.end()
         sequence.append(token_ids, exactly=not selects)
         if self.selected is not None:
             self.residency.promotion.make_abstracts_at_hand(sequence)

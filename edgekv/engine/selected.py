@@ -90,6 +90,31 @@ class AttentionTally:
             self.slots.clear()
 
 
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What all layers of one pass share.
+
+    where: int32 `[num_layers, num_columns]`, slots in `pool` or ABSENT. writes: `[num_layers, n]`, slots in
+    `written` of the columns from the first new token's on, which is the column's token `offset`. The last of the
+    `fixed` columns lacks `num_missing` tokens; `at_once`: columns that may be promoted together.
+    """
+
+    sequence: Sequence
+    count: int
+    abstracts: Abstracts
+    where: Tensor
+    pool: Tensor
+    written: Tensor
+    writes: Tensor
+    offset: int
+    fixed: Tensor
+    choice: range
+    num_choices: int
+    at_once: int
+    num_missing: int
+    turns: Tensor | None
+
+
 class SelectedAttention:
     """Makes the `attend` of passes that read a budget: `decode` for few tokens, `prefill` for blocks of many."""
 
@@ -115,6 +140,7 @@ class SelectedAttention:
         self._num_passes = 0
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
+        self._whole: kernels.TokenPass | None = None
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
@@ -144,112 +170,190 @@ class SelectedAttention:
         return self._decode if count <= FEW_TOKENS else self._prefill
 
     def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
-        """`attend` for a pass over the next `count` tokens of `sequence`.
+        """`attend` for a pass over the next `count` tokens of `sequence`; `end` when it is through.
 
         Raises:
             CapacityError: no room for the new leaves, their abstracts or what is selected.
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
-        start = sequence.num_tokens
-        tail, offset = start // LEAF_TOKENS, start % LEAF_TOKENS
         if sequence is not self._owner or sequence.num_cuts != self._num_cuts:
             self._selector.reset()
         self._owner, self._num_cuts = sequence, sequence.num_cuts
-        residency = self._residency
         arrivals.wait_all()  # abstracts are made of what has landed
-        residency.promotion.make_abstracts(
-            sequence, tail
-        )  # before room is made: columns may be on the device
+        this = self._open(sequence, count)
+        samples = self._samples(count, this.abstracts)
+        if count == 1 and not samples and (whole := self._token_pass(this)) is not None:
+            self._whole = whole
+            return whole
+        return partial(self._attend, this, self._full(this), samples)
+
+    def end(self) -> None:
+        """Count what a pass of one token attended, and note that it was used."""
+        whole, self._whole = self._whole, None
+        if whole is None:
+            return
+        lengths = whole.counts.numpy() + len(whole.fixed)
+        self.tally.num_steps += len(lengths)
+        self.tally.num_tokens += int(lengths.sum()) * LEAF_TOKENS - len(lengths) * whole.num_missing
+        listed = whole.listed.numpy()
+        attended = np.arange(listed.shape[1]) < lengths[:, None]
+        slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
+        self.tally.slots.append(torch.from_numpy(slots[attended]))
+        if self._residency.promotion.promoted.is_partial:
+            self._residency.promotion.promoted.touch_all(listed, attended)
+
+    def _open(self, sequence: Sequence, count: int) -> _Pass:
+        """Make room and abstracts, and find out what the pass attends to anyway."""
+        start, residency = sequence.num_tokens, self._residency
+        tail, offset = start // LEAF_TOKENS, start % LEAF_TOKENS
+        promotion = residency.promotion
+        promotion.make_abstracts(sequence, tail)  # before room is made: columns may be on the device
         residency.prepare(sequence, start + count, reads_all=False)
-        promoted = residency.promotion.promoted
         budget = self._budget(count)
         at_least = budget.num_columns + 1
         num_slots = PROMOTED_STEPS * at_least * sequence.directory.num_layers
         abstracts = residency.select_from(sequence, tail, num_slots, at_least)
-        where = promoted.begin_pass(sequence)
         self.tally.count_leaves(self._first_host)
-        pool = promoted.tier.arena
-        turns = self._layout.turns(tail, start + count)
+        where = promotion.promoted.begin_pass(sequence)
+        pool = promotion.promoted.tier.arena
         first_window = budget.first_window(start)
-        fixed = self._fixed(start, first_window, with_tail=bool(offset) or count == 1)
-        num_choices = max(0, min(budget.num_choices, first_window - SINK_COLUMNS))
-        samples = self._samples(count, abstracts)
-        columns = torch.cat([torch.empty(num_choices, dtype=torch.int32), fixed])
-        past = sequence.token_ids
-        placed = num_choices  # where the fixed ones stand in `columns`
-        in_tail = offset + (1 if count == 1 else 0)  # tokens of the last column, 0 where it is whole
-        writes = torch.from_numpy(np.ascontiguousarray(sequence.directory.device[:, tail:])).to(pool.device)
-        written, scale, style, tally = residency.mover.device.pool, self._scale, self._style, self.tally
+        in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
+        writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
+        return _Pass(
+            sequence=sequence,
+            count=count,
+            abstracts=abstracts,
+            where=where,
+            pool=pool,
+            written=residency.mover.device.pool,
+            writes=torch.from_numpy(writes).to(pool.device),
+            offset=offset,
+            fixed=self._fixed(start, first_window, with_tail=bool(in_tail)),
+            choice=range(SINK_COLUMNS, max(SINK_COLUMNS, first_window)),
+            num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
+            at_once=budget.num_columns,
+            num_missing=-in_tail % LEAF_TOKENS,
+            turns=self._layout.turns(tail, start + count),
+        )
 
-        def slots_of(layer: int, listed: Tensor) -> Tensor:
-            slots = where[layer].index_select(0, listed)
-            return self._reach(layer, listed, slots) if promoted.is_partial else slots
+    def _token_pass(self, this: _Pass) -> kernels.TokenPass | None:
+        """The pass of one token as a whole; None where the policy has to be asked layer by layer."""
+        choosing = None
+        if this.num_choices:
+            choosing = self._selector.choosing(this.abstracts, this.choice, this.num_choices)
+            if choosing is None:
+                return None
+        return kernels.TokenPass(
+            pool=this.pool,
+            where=this.where,
+            written=this.written,
+            writes=this.writes,
+            offset=this.offset,
+            fixed=this.fixed,
+            num_missing=this.num_missing,
+            scale=self._scale,
+            turns=this.turns,
+            style=self._style,
+            choosing=choosing,
+            reach=self._reach,
+        )
 
-        full = None
-        if self._selector.needs_attended:
-            free = torch.arange(SINK_COLUMNS, first_window, dtype=torch.int32)
-            missing, at_once = -in_tail % LEAF_TOKENS, budget.num_columns
-            full = FullAttention(slots_of, pool, free, fixed, missing, at_once, scale, turns, self._style)
+    def _attend(
+        self,
+        this: _Pass,
+        full: FullAttention | None,
+        samples: bool,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        """One layer, the policy being asked."""
+        kernels.append_kv(this.written, this.writes[layer], this.offset, k, v)
+        listed = this.fixed
+        if this.num_choices:
+            listed = self._choose(this, full, layer, q)
+            if samples:
+                self._weigh(this, layer, q, listed)
+        slots = self._slots_of(this, layer, listed)
+        num_tokens = len(listed) * LEAF_TOKENS - this.num_missing
+        self.tally.num_steps += 1
+        self.tally.num_tokens += num_tokens
+        self.tally.slots.append(slots)
+        turned = None if this.turns is None else this.turns.index_select(0, listed)
+        pool, scale, style = this.pool, self._scale, self._style
+        if this.count == 1:
+            return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]
+        out, lse = kernels.attend_block(q, k, v, scale)
+        if num_tokens:
+            part = kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)
+            kernels.merge_(out, lse, *part)
+        return out
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            nonlocal placed
-            arrivals.wait(layer)
-            kernels.append_kv(written, writes[layer], offset, k, v)
-            listed = fixed
-            if num_choices:
-                sample = q if count <= SAMPLE_QUERIES else q[:: -(-count // SAMPLE_QUERIES)]
-                choice = range(SINK_COLUMNS, first_window)
-                truth = None if full is None else partial(full.of, layer, sample)
-                num_chosen = self._selector.select(
-                    Step(
-                        layer,
-                        sample,
-                        scale,
-                        choice,
-                        num_choices,
-                        abstracts,
-                        columns,
-                        turns,
-                        style,
-                        past,
-                        truth,
-                    )
-                )
-                if num_chosen != placed:
-                    columns[num_chosen : num_chosen + len(fixed)] = fixed
-                    placed = num_chosen
-                listed = columns[: num_chosen + len(fixed)]
-                if samples:
-                    self._weigh(
-                        Step(layer, q, scale, range(tail), 0, abstracts, columns, turns, style), listed
-                    )
-            slots = slots_of(layer, listed)
-            num_tokens = len(listed) * LEAF_TOKENS + (in_tail - LEAF_TOKENS if in_tail else 0)
-            tally.num_steps += 1
-            tally.num_tokens += num_tokens
-            tally.slots.append(slots)
-            turned = None if turns is None else turns.index_select(0, listed)
-            if count == 1:
-                return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]
-            out, lse = kernels.attend_block(q, k, v, scale)
-            if num_tokens:
-                part = kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)
-                kernels.merge_(out, lse, *part)
-            return out
+    def _choose(self, this: _Pass, full: FullAttention | None, layer: int, q: Tensor) -> Tensor:
+        """The columns one layer attends to: chosen ones, then the fixed ones."""
+        sample = q if this.count <= SAMPLE_QUERIES else q[:: -(-this.count // SAMPLE_QUERIES)]
+        out = torch.empty(this.num_choices + len(this.fixed), dtype=torch.int32)
+        step = Step(
+            layer=layer,
+            q=sample,
+            scale=self._scale,
+            columns=this.choice,
+            num_columns=this.num_choices,
+            abstracts=this.abstracts,
+            out=out,
+            turns=this.turns,
+            style=self._style,
+            token_ids=this.sequence.token_ids,
+            attended=None if full is None else partial(full.of, layer, sample),
+        )
+        num_chosen = self._selector.select(step)
+        out[num_chosen : num_chosen + len(this.fixed)] = this.fixed
+        return out[: num_chosen + len(this.fixed)]
 
-        return attend
+    def _full(self, this: _Pass) -> FullAttention | None:
+        """For policies that look at all leaves."""
+        if not (self._selector.needs_attended and this.num_choices):
+            return None
+        return FullAttention(
+            slots_of=partial(self._slots_of, this),
+            pool=this.pool,
+            free=torch.arange(this.choice.start, this.choice.stop, dtype=torch.int32),
+            fixed=this.fixed,
+            num_missing=this.num_missing,
+            at_once=this.at_once,
+            scale=self._scale,
+            turns=this.turns,
+            style=self._style,
+        )
+
+    def _slots_of(self, this: _Pass, layer: int, columns: Tensor) -> Tensor:
+        """Slots of `columns`, after bringing up those that are away."""
+        promoted = self._residency.promotion.promoted
+        if promoted.is_partial:
+            self._reach(layer, columns)
+        return this.where[layer].index_select(0, columns)
+
+    def _reach(self, layer: int, columns: Tensor) -> None:
+        """Bring up those of `columns` that are away."""
+        promoted = self._residency.promotion.promoted
+        chosen = columns.numpy()
+        promoted.touch(layer, chosen)
+        away = chosen[promoted.where[layer, chosen] == ABSENT]
+        if len(away):
+            promoted.bring(layer, away)
 
     def _samples(self, count: int, abstracts: Abstracts) -> bool:
         """Whether this pass is one of those whose kept mass is measured: it costs a scan of all low-bit keys."""
         self._num_passes += count == 1
         return count == 1 and self._num_passes % SAMPLE_PASSES == 1 and abstracts.num_absent == 0
 
-    def _weigh(self, step: Step, attended: Tensor) -> None:
+    def _weigh(self, this: _Pass, layer: int, q: Tensor, attended: Tensor) -> None:
         """Add the share of attention mass that falls on `attended`, by low-bit keys of every full column."""
-        keys = step.abstracts.keys(step.layer)
-        num_columns = len(step.columns)
+        keys = this.abstracts.keys(layer)
+        num_columns = len(keys)
         mass = kernels.score_leaves(
-            step.q, keys, None, 0, num_columns, step.scale, turns=step.turns, style=step.style
+            q, keys, None, 0, num_columns, self._scale, turns=this.turns, style=self._style
         )
         kept = mass[attended[attended < num_columns].long()].sum() / mass.sum()
         self.tally.mass += float(kept)
@@ -261,14 +365,3 @@ class SelectedAttention:
         stop = tail + 1 if with_tail else tail
         sink = torch.arange(min(SINK_COLUMNS, first_window, stop), dtype=torch.int32)
         return torch.cat([sink, torch.arange(min(first_window, stop), stop, dtype=torch.int32)])
-
-    def _reach(self, layer: int, columns: Tensor, slots: Tensor) -> Tensor:
-        """Slots of all `columns`, after bringing up those that are away."""
-        promoted = self._residency.promotion.promoted
-        chosen = columns.numpy()
-        away = chosen[slots.numpy() == ABSENT]
-        promoted.touch(layer, chosen)
-        if not len(away):
-            return slots
-        promoted.bring(layer, away)
-        return torch.from_numpy(promoted.where[layer, chosen])

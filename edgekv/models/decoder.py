@@ -1,7 +1,8 @@
 """The transformer of llama, qwen2 and qwen3, on one screen.
 
 Knows weights and arithmetic. Does not know where keys and values lie: the caller hands in `attend`, which
-stores this layer's new keys and values and returns the attention output (house rule 0).
+stores this layer's new keys and values and returns the attention output (house rule 0). Of one token it may be a
+`TokenPass`, which the kernels can follow through all layers at once.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Decoder:
         return hidden
 
     def _one_token(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """The same for one token, two calls a layer: many small calls would take longer than their arithmetic."""
+        """The same for one token: many small calls would take longer than their arithmetic."""
+        if isinstance(attend, kernels.TokenPass):
+            return kernels.pass_layers_(hidden, [layer.one_token for layer in self.layers], cos, sin, attend)
         for index, layer in enumerate(self.layers):
             q, k, v = kernels.before_attend(hidden, layer.one_token, cos, sin)
             kernels.after_attend_(hidden, attend(index, q, k, v), layer.one_token)

@@ -168,6 +168,13 @@ class PromotedLeaves:
         held = slots[slots != ABSENT]
         self._used[held] = self._now
 
+    def touch_all(self, columns: NDArray[np.int32], attended: NDArray[np.bool_]) -> None:
+        """`touch` for all layers of a pass that is through: a row of `columns` each, those that are `attended`."""
+        self._now += 1
+        slots = np.take_along_axis(self._promoted, np.where(attended, columns, 0), axis=1)
+        self._used[slots[attended & (slots != ABSENT)]] = self._now
+        self.num_hits += int(attended.sum())
+
     def bring(self, layer: int, columns: NDArray[np.int32]) -> None:
         """Bring leaves up and wait for them.
 

@@ -24,6 +24,7 @@ from edgekv_kernels.matmul import matmul4, matmul8, matmul16
 from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
+from edgekv_kernels.passes import Choosing, TokenPass, pass_layers_
 from edgekv_kernels.rope import rope_
 from edgekv_kernels.scoring import leaf_logsumexp, leaf_scores
 from edgekv_kernels.selection import (
@@ -40,10 +41,12 @@ from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 __all__ = [
     "LEAF_TOKENS",
     "NODE_LEAVES",
+    "Choosing",
     "LayerWeights",
     "Matrix",
     "Packed4",
     "Packed8",
+    "TokenPass",
     "Wide",
     "after_attend_",
     "append_kv",
@@ -70,6 +73,7 @@ __all__ = [
     "nodes_of_nodes",
     "pack_keys",
     "pack_nodes",
+    "pass_layers_",
     "rms_norm",
     "rope_",
     "score_leaves",

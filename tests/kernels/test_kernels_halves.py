@@ -7,6 +7,7 @@ import torch
 
 from edgekv_kernels import LayerWeights, Matrix, Packed4, Packed8, after_attend_, before_attend
 
+
 def bound(form):
     """Float32 arithmetic through two products in a row; with VNNI their inputs are rounded to 16 bits."""
     return 4e-5 if form == "native-avx512vnni" else 5e-6

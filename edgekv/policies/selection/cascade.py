@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 import edgekv_kernels as kernels
 from edgekv.policies.selection.selector import Selector
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgekv.policies.selection.selector import Step
+    from edgekv.policies.selection.selector import AbstractsLike, Step
 
 MAX_CANDIDATES = 512
 
@@ -26,13 +28,46 @@ class Cascade(Selector):
     """Ranks by the estimated attention mass, summed over heads and queries."""
 
     max_candidates: int = MAX_CANDIDATES
-    _winners: dict[int, Tensor] = field(default_factory=dict)
+    _winners: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # [layers, room]
+    _num_winners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
+        self._make_room(step.layer + 1, step.num_columns)
         count = self._rank(step)
-        self._winners[step.layer] = step.out[:count].clone()
+        self._winners[step.layer, :count] = step.out[:count]
+        self._num_winners[step.layer] = count
         return count
+
+    def choosing(self, abstracts: AbstractsLike, columns: range, num_columns: int) -> kernels.Choosing | None:
+        """See `Selector`."""
+        if abstracts.num_absent:
+            return None
+        keys = abstracts.all_keys
+        self._make_room(len(keys), num_columns)
+        return kernels.Choosing(
+            keys=keys,
+            nodes=abstracts.all_nodes,
+            first=columns.start,
+            last=columns.stop,
+            budget=num_columns,
+            max_candidates=self.max_candidates,
+            winners=self._winners,
+            num_winners=self._num_winners,
+        )
+
+    def _make_room(self, num_layers: int, num_columns: int) -> None:
+        """For so many winners in so many layers."""
+        layers, room = self._winners.shape
+        if num_layers > layers or num_columns > room:
+            before, counts = self._winners, self._num_winners
+            self._winners = torch.zeros((max(layers, num_layers), max(room, num_columns)), dtype=torch.int32)
+            self._winners[:layers, :room] = before
+            self._num_winners = torch.zeros(len(self._winners), dtype=torch.int32)
+            self._num_winners[:layers] = counts
+
+    def _last_winners(self, layer: int) -> Tensor:
+        return self._winners[layer, : int(self._num_winners[layer])]
 
     def _rank(self, step: Step) -> int:
         if step.abstracts.num_absent:
@@ -47,7 +82,7 @@ class Cascade(Selector):
             step.out,
             nodes=step.abstracts.nodes(step.layer),
             max_candidates=self.max_candidates,
-            extra=self._winners.get(step.layer),
+            extra=self._last_winners(step.layer),
             turns=step.turns,
             style=step.style,
         )
@@ -62,7 +97,7 @@ class Cascade(Selector):
             *bounds,
             step.scale,
             self.max_candidates // 2,
-            self._winners.get(step.layer),
+            self._last_winners(step.layer),
             step.turns,
             step.style,
         )
@@ -78,4 +113,4 @@ class Cascade(Selector):
 
     def reset(self) -> None:
         """See `Selector`."""
-        self._winners.clear()
+        self._num_winners.zero_()

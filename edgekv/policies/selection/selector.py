@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    import edgekv_kernels as kernels
     from edgekv_kernels.rope import Style
 
 
@@ -31,6 +32,16 @@ class AbstractsLike(Protocol):
     @property
     def num_absent(self) -> int:
         """Keys that are still on disk; 0: all that `keys` gives are there."""
+        ...
+
+    @property
+    def all_keys(self) -> Tensor:
+        """`keys` of all layers, uint8 `[num_layers, num_columns, key_bytes]`, rows of a layer contiguous."""
+        ...
+
+    @property
+    def all_nodes(self) -> Tensor:
+        """`nodes` of all layers, likewise."""
         ...
 
     def ensure(self, layer: int, columns: NDArray[np.integer]) -> None:
@@ -87,6 +98,17 @@ class Selector(Protocol):
     def select(self, step: Step) -> int:
         """Write the columns to attend to `step.out`, each once; how many, at most `step.num_columns`."""
         ...
+
+    def choosing(
+        self,
+        abstracts: AbstractsLike,  # noqa: ARG002 - for those that do
+        columns: range,  # noqa: ARG002
+        num_columns: int,  # noqa: ARG002
+    ) -> kernels.Choosing | None:
+        """Methods that are nothing but `kernels.select_leaves` say with what, and decode passes choose without
+        returning to Python in every layer; None: `select` is asked.
+        """
+        return None
 
     def reset(self) -> None:
         """Forget earlier steps: another sequence, or columns were cut off."""

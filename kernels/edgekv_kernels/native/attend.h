@@ -125,7 +125,7 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
     }
     for (long leaf = begin; leaf < end; leaf++) {
         if (here) {
-            const float *now = job->turns + leaf * job->turn_width;
+            const float *now = job->turns + (job->turn_of ? job->turn_of[leaf] : leaf) * job->turn_width;
             if (!turn || memcmp(now, turn, (size_t)job->turn_width * 4) != 0) {
                 FN(spread)(now, D, job->turn_width, job->interleaved, cos, sin);
                 for (long i = 0; i < job->queries * job->heads; i++)

@@ -39,7 +39,8 @@ typedef struct {
     long tokens, queries, heads, kv_heads, dim, q_stride;
     float scale;
     int causal;
-    const float *turns; /* a row per leaf, or NULL */
+    const float *turns;     /* a row per leaf, or NULL */
+    const int32_t *turn_of; /* which row is which leaf's; NULL: in order */
     long turn_width;
     int interleaved;
     float *turned; /* scratch where leaves are turned: per part [2][queries * heads][dim] */

@@ -60,8 +60,15 @@ static int has_bf16 = 0; /* attend_many, product and panels can run */
 
 #include "select.h"
 
-/* Bytes of work under which threads and giving up the GIL cost more than they bring. */
-#define SERIAL_BYTES 65536
+#define LAYER_NAME "edgekv_kernels.layer"
+
+static scorer scorer_now(void) {
+    return (scorer){best->score_leaves, best->score_nodes, best->score_prepare, best->score_finish};
+}
+
+#include "passes.h"
+
+/* Bytes of work under which giving up the GIL costs more than it brings. */
 #define GIL_BYTES 262144
 
 #define RUN(bytes, ...) do { \
@@ -146,8 +153,6 @@ KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
     Py_RETURN_NONE;
 }
 
-#define LAYER_NAME "edgekv_kernels.layer"
-
 static void free_layer(PyObject *capsule) { free(PyCapsule_GetPointer(capsule, LAYER_NAME)); }
 
 /* norms (attn, ffn, q, k: addresses or 0), hidden, ffn, heads, kv_heads, dim, eps, interleaved, then 7 matrices of
@@ -170,28 +175,17 @@ KERNEL(layer) {
     return PyCapsule_New(kept, LAYER_NAME, free_layer);
 }
 
-/* Both halves need a scratch of their own for each thread, and `values` floats that they share. */
-static int begin_half(half_job *job, long values) {
-    int parts = parts_for(job->layer->hidden / 4, job->layer->hidden * job->layer->hidden / 2 > SERIAL_BYTES);
-    job->table = best;
-    job->scratch_size = half_scratch(job->layer);
-    job->scratch = aligned_alloc(64, (size_t)(parts * job->scratch_size + (values + 15) / 16 * 16) * 4);
-    if (!job->out && job->scratch) job->out = job->scratch + parts * job->scratch_size;
-    return parts;
-}
-
 KERNEL(before_attend) { /* layer, hidden, cos, sin, half, out */
     ARGS(6)
     half_job job = {.layer = PyCapsule_GetPointer(args[0], LAYER_NAME), .hidden = POINTER(1), .out = POINTER(5)};
     const float *cos = POINTER(2), *sin = POINTER(3);
     long half = INTEGER(4);
     NO_ERROR;
-    int parts = begin_half(&job, 0);
-    if (!job.scratch) return PyErr_NoMemory();
+    int done;
     Py_BEGIN_ALLOW_THREADS
-    before_attend(&job, cos, sin, half, parts);
+    done = run_before(&job, cos, sin, half);
     Py_END_ALLOW_THREADS
-    free(job.scratch);
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -199,12 +193,11 @@ KERNEL(after_attend) { /* layer, hidden, attended */
     ARGS(3)
     half_job job = {.layer = PyCapsule_GetPointer(args[0], LAYER_NAME), .hidden = POINTER(1), .attended = POINTER(2)};
     NO_ERROR;
-    int parts = begin_half(&job, job.layer->ffn);
-    if (!job.scratch) return PyErr_NoMemory();
+    int done;
     Py_BEGIN_ALLOW_THREADS
-    run_team(after_team, &job, parts);
+    done = run_after(&job);
     Py_END_ALLOW_THREADS
-    free(job.scratch);
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -237,17 +230,10 @@ static attend_job attend_job_of(PyObject *const *args) {
 KERNEL(attend) { /* attend job (15); float32 products, made for few queries */
     ARGS(15)
     attend_job job = attend_job_of(args);
-    float small[8192];
     NO_ERROR;
-    long leaves = (job.tokens + LEAF - 1) / LEAF, bytes = leaves * LEAF * job.kv_heads * job.dim * 4 * job.queries;
-    int parts = parts_for(leaves, bytes > SERIAL_BYTES);
-    size_t state = (size_t)parts * job.queries * job.heads * (job.dim + 2);
-    size_t needed = (state + (job.turns ? (size_t)parts * 2 * job.queries * job.heads * job.dim : 0)) * 4;
-    job.state = needed <= sizeof small ? small : malloc(needed);
-    if (!job.state) return PyErr_NoMemory();
-    job.turned = job.state + state;
-    RUN(bytes, run_parts(best->attend, &job, leaves, 1, parts); best->attend_finish(&job, parts));
-    if (job.state != small) free(job.state);
+    int done;
+    RUN(job.tokens * job.kv_heads * job.dim * 4 * job.queries, done = run_attend(&job));
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -295,9 +281,6 @@ static score_job score_job_of(PyObject *const *args, long per_dim) {
     job.kv_heads = job.width / (per_dim * job.dim + 8);
     return job;
 }
-static scorer scorer_now(void) {
-    return (scorer){best->score_leaves, best->score_nodes, best->score_prepare, best->score_finish};
-}
 /* Selection runs in every layer of every token. Beside a busy Python thread, getting the interpreter lock back
    takes milliseconds and a call tens of microseconds, so the lock is given up for long calls only. */
 #define SCORE_BYTES(job) ((job).count * (job).width * (job).queries / 16)
@@ -342,6 +325,43 @@ KERNEL(select_leaves) {
     RUN(SCORE_BYTES(job), count = select_best(&by, &job, &want));
     if (count < 0) return PyErr_NoMemory();
     return PyLong_FromLong(count);
+}
+
+/* Layers (a tuple of capsules), first, attends, hidden, qkv, attended, lse, cos, sin, half,
+   pool, where, where_stride, written, writes, offset, fixed, num_fixed, missing, listed, counts, listed_stride, slots,
+   scale, turns, turn_width, interleaved, then None or the choice: score job (14; its q and rows are not used), keys,
+   keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates, winners, num_winners, winners_stride, alpha
+   -> the layer that misses leaves, or the number of layers */
+KERNEL(pass_layers) {
+    ARGS(28)
+    PyObject *layers = args[0], *chooses = args[27];
+    const layer_weights *found[MAX_LAYERS];
+    long num_layers = PyTuple_GET_SIZE(layers);
+    if (num_layers > MAX_LAYERS) return PyErr_Format(PyExc_ValueError, "more than %d layers", MAX_LAYERS);
+    for (long i = 0; i < num_layers; i++) found[i] = PyCapsule_GetPointer(PyTuple_GET_ITEM(layers, i), LAYER_NAME);
+    token_pass p = {.layers = found, .first = INTEGER(1), .last = num_layers,
+                    .attends = (int)INTEGER(2), .hidden = POINTER(3), .qkv = POINTER(4), .attended = POINTER(5),
+                    .lse = POINTER(6), .cos = POINTER(7), .sin = POINTER(8), .half = INTEGER(9), .pool = POINTER(10),
+                    .where = POINTER(11), .where_stride = INTEGER(12), .written = POINTER(13), .writes = POINTER(14),
+                    .offset = INTEGER(15), .fixed = POINTER(16), .num_fixed = INTEGER(17), .missing = INTEGER(18),
+                    .listed = POINTER(19), .counts = POINTER(20), .listed_stride = INTEGER(21), .slots = POINTER(22),
+                    .scale = REAL(23), .turns = POINTER(24), .turn_width = INTEGER(25),
+                    .interleaved = (int)INTEGER(26)};
+    if (chooses != Py_None) {
+        args = &PyTuple_GET_ITEM(chooses, 0);
+        p.chooses = 1;
+        p.choice = (choosing){.job = score_job_of(args, 6), .keys = POINTER(14), .keys_stride = INTEGER(15),
+                              .nodes = POINTER(16), .nodes_stride = INTEGER(17), .winners = POINTER(21),
+                              .num_winners = POINTER(22), .winners_stride = INTEGER(23)};
+        p.choice.want = (choice){.num_nodes = INTEGER(18), .budget = INTEGER(19), .max_candidates = INTEGER(20)};
+        p.choice.job.alpha = REAL(24);
+    }
+    NO_ERROR;
+    Py_BEGIN_ALLOW_THREADS
+    with_crew(pass_layers, &p);
+    Py_END_ALLOW_THREADS
+    if (p.stopped < 0) return PyErr_NoMemory();
+    return PyLong_FromLong(p.stopped);
 }
 
 KERNEL(panels) { /* w, out, n, k. Callable only where has_bf16() */
@@ -417,7 +437,7 @@ static PyMethodDef methods[] = {
     ENTRY(rms_norm), ENTRY(rope), ENTRY(swiglu), ENTRY(merge), ENTRY(matmul), ENTRY(unpack), ENTRY(append_kv),
     ENTRY(attend), ENTRY(attend_many), ENTRY(panels), ENTRY(product),
     ENTRY(pack_keys), ENTRY(pack_nodes), ENTRY(score_leaves), ENTRY(score_nodes), ENTRY(select_leaves),
-    ENTRY(layer), ENTRY(before_attend), ENTRY(after_attend),
+    ENTRY(layer), ENTRY(before_attend), ENTRY(after_attend), ENTRY(pass_layers),
     {"isa", py_isa, METH_NOARGS, NULL},
     {"has_bf16", py_has_bf16, METH_NOARGS, NULL},
     {"choose", py_choose, METH_O, NULL},

@@ -1,0 +1,260 @@
+"""One token through all layers: host side.
+
+`TokenPass` describes what attention of one token needs in every layer: where keys and values go, which columns are
+attended, how some of them are chosen. Called layer by layer it is the plain form; `pass_layers_` runs all layers in
+one native call, which stops only where a leaf to be read is not in memory.
+Knows slots, columns and rows of the index. Does not know tiers, budgets' reasons or positions.
+
+There is no Triton form: every product needs all results of the one before (see `halves`). On CUDA the single
+operations run, through the plain form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from edgekv_kernels import dispatch
+from edgekv_kernels.abstracts import MAX_DIM
+from edgekv_kernels.attention import attend_leaves
+from edgekv_kernels.halves import after_attend_, before_attend
+from edgekv_kernels.kv import LEAF_TOKENS, append_kv
+from edgekv_kernels.selection import ALPHA, select_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgekv_kernels.halves import LayerWeights
+    from edgekv_kernels.rope import Style
+
+MAX_LAYERS = 1024  # of the native form
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choosing:
+    """Which `budget` columns of [first, last) are attended beside the fixed ones, by `select_leaves`.
+
+    keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer; nodes: uint8
+    [num_layers, num_nodes, Hkv * (3 D + 8)] likewise. winners: int32 [num_layers, >= budget] and num_winners: int32
+    [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now.
+    """
+
+    keys: torch.Tensor
+    nodes: torch.Tensor
+    first: int
+    last: int
+    budget: int
+    max_candidates: int
+    winners: torch.Tensor
+    num_winners: torch.Tensor
+    alpha: float = ALPHA
+
+    def of(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        turns: torch.Tensor | None,
+        style: Style,
+    ) -> int:
+        """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
+        count = select_leaves(
+            q,
+            self.keys[layer],
+            self.first,
+            self.last,
+            self.budget,
+            scale,
+            out,
+            nodes=self.nodes[layer],
+            max_candidates=self.max_candidates,
+            extra=self.winners[layer, : int(self.num_winners[layer])],
+            turns=turns,
+            style=style,
+            alpha=self.alpha,
+        )
+        self.winners[layer, :count] = out[:count]
+        self.num_winners[layer] = count
+        return count
+
+
+@dataclass(slots=True, eq=False)
+class TokenPass:
+    """Attention of one token in every layer; called as (layer, q, k, v) -> out, float32 [1, H, D] each, rotated.
+
+    pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
+    [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
+    leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
+    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf.
+    reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
+    After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
+    """
+
+    pool: torch.Tensor
+    where: torch.Tensor
+    written: torch.Tensor
+    writes: torch.Tensor
+    offset: int
+    fixed: torch.Tensor
+    num_missing: int
+    scale: float
+    turns: torch.Tensor | None
+    style: Style
+    choosing: Choosing | None
+    reach: Callable[[int, torch.Tensor], None]
+    listed: torch.Tensor = field(init=False)
+    counts: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        num_layers, room = len(self.where), 0 if self.choosing is None else self.choosing.budget
+        self.listed = torch.empty((num_layers, room + len(self.fixed)), dtype=torch.int32)
+        self.counts = torch.zeros(num_layers, dtype=torch.int32)
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """The plain form of one layer."""
+        append_kv(self.written, self.writes[layer], self.offset, k, v)
+        row = self.listed[layer]
+        chosen = 0
+        if self.choosing is not None:
+            chosen = self.choosing.of(layer, q, self.scale, row, self.turns, self.style)
+        self.counts[layer] = chosen
+        row[chosen : chosen + len(self.fixed)] = self.fixed
+        columns = self.columns(layer)
+        slots = self.where[layer].index_select(0, columns)
+        if (slots < 0).any():
+            self.reach(layer, columns)
+            slots = self.where[layer].index_select(0, columns)
+        turns = None if self.turns is None else self.turns.index_select(0, columns)
+        num_tokens = len(columns) * LEAF_TOKENS - self.num_missing
+        return attend_leaves(q, self.pool, slots, num_tokens, self.scale, turns=turns, style=self.style)[0]
+
+    def columns(self, layer: int) -> torch.Tensor:
+        """What the layer attended to, int32."""
+        return self.listed[layer, : int(self.counts[layer]) + len(self.fixed)]
+
+
+def pass_layers_(
+    hidden: torch.Tensor,
+    layers: Sequence[LayerWeights],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    attend: TokenPass,
+) -> torch.Tensor:
+    """Take hidden float32 [1, C] of one token through all `layers`, in place; cos, sin as in `before_attend`."""
+    if dispatch.form_of(hidden) == "native" and _fits(layers[0], attend):
+        return _pass_native(hidden, layers, cos, sin, attend)
+    for index, layer in enumerate(layers):
+        q, k, v = before_attend(hidden, layer, cos, sin)
+        after_attend_(hidden, attend(index, q, k, v), layer)
+    return hidden
+
+
+def _fits(layer: LayerWeights, attend: TokenPass) -> bool:
+    return (
+        layer.head_dim % 16 == 0
+        and layer.head_dim <= MAX_DIM
+        and len(attend.where) <= MAX_LAYERS
+        and attend.pool.is_cpu
+    )
+
+
+def _pass_native(
+    hidden: torch.Tensor,
+    layers: Sequence[LayerWeights],
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    attend: TokenPass,
+) -> torch.Tensor:
+    one, turns = layers[0], attend.turns
+    assert hidden.shape == (1, len(one.attn_norm)), hidden.shape
+    assert cos.shape == sin.shape, (cos.shape, sin.shape)
+    assert attend.pool.shape[2:] == (one.num_kv_heads, LEAF_TOKENS, one.head_dim), attend.pool.shape
+    assert attend.where.stride(1) == 1
+    assert attend.writes.shape == (len(layers), 1), attend.writes.shape
+    for part in (hidden, cos, sin, attend.pool, attend.written, attend.writes, attend.fixed):
+        assert part.is_contiguous()
+    for part in (attend.where, attend.writes, attend.fixed):
+        assert part.dtype is torch.int32, part.dtype
+    scratch = torch.empty(one.qkv_width + one.num_heads * (one.head_dim + 1))
+    qkv = scratch.data_ptr()
+    attended = qkv + 4 * one.qkv_width
+    slots = torch.empty(attend.listed.shape[1], dtype=torch.int32)
+    natives = tuple(layer.native for layer in layers)
+    choice = None if attend.choosing is None else _choice(one, attend.choosing, turns, attend)
+    layer, attends = 0, False
+    while True:
+        layer = dispatch.native.pass_layers(
+            natives,
+            layer,
+            attends,
+            hidden.data_ptr(),
+            qkv,
+            attended,
+            attended + 4 * one.num_heads * one.head_dim,
+            cos.data_ptr(),
+            sin.data_ptr(),
+            cos.shape[1],
+            attend.pool.data_ptr(),
+            attend.where.data_ptr(),
+            attend.where.stride(0),
+            attend.written.data_ptr(),
+            attend.writes.data_ptr(),
+            attend.offset,
+            attend.fixed.data_ptr(),
+            len(attend.fixed),
+            attend.num_missing,
+            attend.listed.data_ptr(),
+            attend.counts.data_ptr(),
+            attend.listed.stride(0),
+            slots.data_ptr(),
+            attend.scale,
+            0 if turns is None else turns.data_ptr(),
+            0 if turns is None else turns.shape[1],
+            attend.style == "interleaved",
+            choice,
+        )
+        if layer == len(layers):
+            return hidden
+        attend.reach(layer, attend.columns(layer))
+        attends = True
+
+
+def _choice(
+    one: LayerWeights, choosing: Choosing, turns: torch.Tensor | None, attend: TokenPass
+) -> tuple[int | float, ...]:
+    """What the native form is told of the choice: `select_leaves`' job, then what differs between layers."""
+    assert 0 <= choosing.first <= choosing.last <= choosing.keys.shape[1]
+    assert choosing.budget <= choosing.winners.shape[1]
+    assert choosing.winners.stride(1) == choosing.num_winners.stride(0) == 1
+    assert choosing.keys[0].is_contiguous()
+    assert choosing.nodes[0].is_contiguous()
+    return (
+        0,
+        0,
+        0,
+        choosing.first,
+        choosing.last - choosing.first,
+        attend.scale,
+        1,
+        one.num_heads,
+        one.head_dim,
+        one.num_heads * one.head_dim,
+        choosing.keys.shape[2],
+        0 if turns is None else turns.data_ptr(),
+        0 if turns is None else turns.shape[1],
+        attend.style == "interleaved",
+        choosing.keys.data_ptr(),
+        choosing.keys.stride(0),
+        choosing.nodes.data_ptr(),
+        choosing.nodes.stride(0),
+        choosing.nodes.shape[1],
+        choosing.budget,
+        choosing.max_candidates,
+        choosing.winners.data_ptr(),
+        choosing.num_winners.data_ptr(),
+        choosing.winners.stride(0),
+        choosing.alpha,
+    )

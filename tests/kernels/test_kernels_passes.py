@@ -1,0 +1,189 @@
+"""One token through several layers at once, against the reference forms of the single operations."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import edgekv_kernels
+from edgekv_kernels import (
+    Choosing,
+    LayerWeights,
+    Matrix,
+    TokenPass,
+    after_attend_,
+    before_attend,
+    pack_keys,
+    pack_nodes,
+    pass_layers_,
+)
+
+LAYERS, COLUMNS, HEADS, KV_HEADS, DIM, HIDDEN, FFN = 3, 40, 6, 2, 32, 160, 96
+SCALE = DIM**-0.5
+
+
+def layer():
+    """Small weights, so that nothing overflows in layers that follow each other."""
+
+    def matrix(n, k):
+        return Matrix((torch.randn(n, k) / k**0.5).bfloat16())
+
+    return LayerWeights(
+        attn_norm=torch.rand(HIDDEN),
+        qkv=(matrix((HEADS + 2 * KV_HEADS) * DIM, HIDDEN),),
+        q_norm=None,
+        k_norm=None,
+        attn_out=matrix(HIDDEN, HEADS * DIM),
+        ffn_norm=torch.rand(HIDDEN),
+        gate_up=(matrix(2 * FFN, HIDDEN),),
+        down=matrix(HIDDEN, FFN),
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=DIM,
+        eps=1e-5,
+        rope_style="split",
+    )
+
+
+def token_pass(*, budget, turned=False, reach=None, max_candidates=1000):
+    """Column c of layer i in slot i * COLUMNS + c; the last column is being written, its sixth token now."""
+    torch.manual_seed(3)
+    pool = (2 * torch.randn(LAYERS * COLUMNS, 2, KV_HEADS, 16, DIM)).bfloat16()
+    slots = torch.arange(LAYERS * COLUMNS, dtype=torch.int32).view(LAYERS, COLUMNS)
+    choosing = None
+    fixed = torch.arange(COLUMNS, dtype=torch.int32)
+    if budget:
+        fixed = torch.tensor([0, COLUMNS - 3, COLUMNS - 2, COLUMNS - 1], dtype=torch.int32)
+        with edgekv_kernels.forced("reference"):
+            keys = torch.stack([pack_keys(pool, slots[i]) for i in range(LAYERS)])
+            nodes = torch.stack([pack_nodes(pool, slots[i]) for i in range(LAYERS)])
+        winners, counts = (
+            torch.zeros(LAYERS, budget, dtype=torch.int32),
+            torch.zeros(LAYERS, dtype=torch.int32),
+        )
+        choosing = Choosing(keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts)
+    angles = torch.rand(COLUMNS, DIM // 2)
+    return TokenPass(
+        pool=pool,
+        where=slots.clone(),
+        written=pool,
+        writes=slots[:, -1:].contiguous(),
+        offset=5,
+        fixed=fixed,
+        num_missing=10,
+        scale=SCALE,
+        turns=torch.cat([angles.cos(), angles.sin()], dim=1) if turned else None,
+        style="split",
+        choosing=choosing,
+        reach=reach or (lambda layer, columns: pytest.fail(f"nothing is away, {layer}, {columns}")),
+    )
+
+
+def inputs():
+    torch.manual_seed(4)
+    layers = [layer() for _ in range(LAYERS)]
+    angle = torch.rand(1, DIM // 2)
+    return torch.randn(1, HIDDEN), layers, angle.cos(), angle.sin()
+
+
+def layer_by_layer(attend):
+    """Hidden state by the single operations. In the form that is tested: forms may choose differently where two
+    columns are nearly as good.
+    """
+    hidden, layers, cos, sin = inputs()
+    for index, one in enumerate(layers):
+        q, k, v = before_attend(hidden, one, cos, sin)
+        after_attend_(hidden, attend(index, q, k, v), one)
+    return hidden
+
+
+def expected(attend):
+    """The same by the reference forms."""
+    with edgekv_kernels.forced("reference"):
+        return layer_by_layer(attend)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("budget", [0, 7, 1000])
+def test_all_layers_at_once(form, worst, budget, turned, threads):
+    """Guards the choice, turned columns, a last column with empty tokens, threads that share every phase."""
+    budget = min(budget, COLUMNS - 4)
+    plain, attend = token_pass(budget=budget, turned=turned), token_pass(budget=budget, turned=turned)
+    wanted = layer_by_layer(plain) if 0 < budget < COLUMNS - 4 else expected(plain)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        hidden, layers, cos, sin = inputs()
+        assert pass_layers_(hidden, layers, cos, sin, attend) is hidden
+    finally:
+        torch.set_num_threads(before)
+    for index in range(LAYERS):
+        assert torch.equal(attend.columns(index), plain.columns(index))
+        assert len(attend.columns(index)) == budget + len(attend.fixed)
+    assert torch.equal(attend.counts, plain.counts)
+    assert worst(hidden, wanted) < 1e-3
+    assert (
+        worst(attend.pool[attend.writes.flatten().long()], plain.pool[plain.writes.flatten().long()]) < 1e-2
+    )
+
+
+def test_nodes_and_last_winners(form):
+    """Guards candidates: of 8 allowed ones and what won before, only those are scored."""
+    plain = token_pass(budget=4, max_candidates=8)
+    attend = token_pass(budget=4, max_candidates=8)
+    for each in (plain, attend):
+        each.choosing.winners[:, :2] = torch.tensor([11, 30], dtype=torch.int32)
+        each.choosing.num_winners[:] = 2
+    layer_by_layer(plain)
+    pass_layers_(*inputs(), attend)
+    for index in range(LAYERS):
+        assert torch.equal(attend.columns(index), plain.columns(index))
+    assert torch.equal(attend.choosing.winners, attend.listed[:, :4])
+    assert attend.choosing.num_winners.tolist() == [4] * LAYERS
+
+
+def test_a_leaf_that_is_away_is_reached_for(form, worst):
+    """Guards a pass that went on with the wrong slot, attended a layer twice or appended its token twice."""
+    away, reached = 17, []
+    plain = token_pass(budget=0)
+    wanted = expected(plain)
+    attend = token_pass(budget=0)
+    before = attend.where.clone()
+    attend.where[1:, away] = -1
+
+    def reach(index, columns):
+        reached.append((index, columns.tolist()))
+        attend.where[index] = before[index]
+
+    hidden, layers, cos, sin = inputs()
+    pass_layers_(hidden, layers, cos, sin, replace_reach(attend, reach))
+    assert worst(hidden, wanted) < 1e-3
+    assert reached == [(1, list(range(COLUMNS))), (2, list(range(COLUMNS)))]
+
+
+def replace_reach(attend, reach):
+    attend.reach = reach
+    return attend
+
+
+def test_what_reaching_raises_ends_the_pass(form):
+    """Guards threads left waiting when a leaf cannot be read: the next pass would never end."""
+
+    def broken(index, columns):
+        raise OSError("no disk")
+
+    attend = token_pass(budget=0, reach=broken)
+    attend.where[1, 3] = -1
+    with pytest.raises(OSError, match="no disk"):
+        pass_layers_(*inputs(), attend)
+    again = token_pass(budget=0)
+    pass_layers_(*inputs(), again)
+    assert again.counts.tolist() == [0] * LAYERS
+
+
+def test_layers_are_checked():
+    """A pool of another shape must not be read as this one's."""
+    attend = token_pass(budget=0)
+    with pytest.raises(AssertionError):
+        pass_layers_(*inputs(), replace(attend, pool=attend.pool[:, :, :1].contiguous()))
