@@ -173,7 +173,6 @@ class PromotedLeaves:
         self._now += 1
         slots = np.take_along_axis(self._promoted, np.where(attended, columns, 0), axis=1)
         self._used[slots[attended & (slots != ABSENT)]] = self._now
-        self.num_hits += int(attended.sum())
 
     def bring(self, layer: int, columns: NDArray[np.int32]) -> None:
         """Bring leaves up and wait for them.
