@@ -14,7 +14,10 @@ async def test_editing_makes_a_branch_and_branches_are_left_and_found(sit_down):
     async with sit_down() as person:
         for text in ("first", "second"):
             await person.talks(text)
-        await person.presses("shift+tab", "up", "e")
+        for key, number in (("shift+tab", 1), ("up", 0)):
+            await person.presses(key)
+            await person.until(lambda number=number: getattr(person.app.focused, "number", None) == number)
+        await person.presses("e")
         await person.sees("editing message 1")
         await person.presses("escape")
         await person.misses("editing message")
@@ -23,13 +26,13 @@ async def test_editing_makes_a_branch_and_branches_are_left_and_found(sit_down):
         person.engine.answer = "quite different"
         await person.types(" thought")
         await person.presses("enter")
-        await person.sees("second thought", "quite different")
+        await person.sees("second thought", "quite different", "branch 2 of 2")
         await person.sees("hello there", times=1)
         await person.does("branches")
         await person.sees("2 turns · second", "● 2 turns · second thought")
         await person.presses("up", "up", "enter")
         await person.misses("thought")
-        await person.sees("second", "hello there")
+        await person.sees("second", "hello there", "branch 1 of 2")
         assert [turn.user for turn in person.history()] == ["first", "second"]
 
 

@@ -38,8 +38,16 @@ class Answering:
         self.is_stopping = False
         self.began = time.monotonic()
         self.first_text_at: float | None = None
+        self.first_tokens = 0
+        self.num_tokens = 0
         self.on_change: Callable[[], Awaitable[None]] | None = None
         self._stream: Stream | None = None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast it is written, so far."""
+        elapsed = time.monotonic() - (self.first_text_at or time.monotonic())
+        return (self.num_tokens - self.first_tokens) / elapsed if elapsed > 0 else 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -98,8 +106,10 @@ class Answering:
         match event:
             case PrefillProgress():
                 self.progress = event
-            case TextDelta(text):
+            case TextDelta(text, num_tokens):
                 self.first_text_at = self.first_text_at or time.monotonic()
+                self.first_tokens = self.first_tokens or num_tokens
+                self.num_tokens = num_tokens
                 self.text += shown(text)
             case Notice(message):
                 self.notices.append(shown(message))

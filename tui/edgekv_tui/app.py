@@ -45,7 +45,7 @@ class ChatApp(App[int]):
     TITLE = "edgekv"
     COMMANDS = App.COMMANDS | {DeedProvider}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q", "quit", "Quit", priority=True, id="app.quit"),
+        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit"),
         Binding("f1", "keys", "Help", id="app.help"),
     ]
 

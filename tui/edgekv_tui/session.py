@@ -57,6 +57,18 @@ class OpenChat:
         """The turns of the current branch."""
         return [] if self.conversation is None else self.conversation.history()
 
+    def branch_marks(self) -> dict[int, str]:
+        """What to say of turns that have others in their place, by turn id: "branch 2 of 3"."""
+        places: dict[int | None, list[int]] = {}
+        for turn in [] if self.conversation is None else self.conversation.turns():
+            places.setdefault(turn.parent, []).append(turn.id)
+        return {
+            turn_id: f"branch {at} of {len(ids)}"
+            for ids in places.values()
+            if len(ids) > 1
+            for at, turn_id in enumerate(ids, 1)
+        }
+
     def send(self, text: str, *, turn: int | None = None) -> Answering:
         """Say `text`; with `turn` in place of that message, on a new branch."""
         at = len(self.history()) if turn is None else turn

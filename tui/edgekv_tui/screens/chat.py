@@ -102,7 +102,9 @@ class ChatScreen(Screen[None]):
         turns = chat.history()
         answering = chat.answering if chat.is_answering else None
         shown = turns if answering is None else turns[: answering.turn]
-        await self.query_one(Transcript).show(shown, empty=EMPTY_PRIVATE if chat.private else EMPTY)
+        await self.query_one(Transcript).show(
+            shown, chat.branch_marks(), empty=EMPTY_PRIVATE if chat.private else EMPTY
+        )
         self.query_one(Prompt).remember([turn.user for turn in turns])
         self.query_one(MemoryPanel).show(chat)
         self._show_title()
@@ -187,7 +189,10 @@ class ChatScreen(Screen[None]):
 
     async def _end(self, answering: Answering, view: TurnView) -> None:
         if answering.result is not None:
-            await view.end(answering.result)
+            history = self.chat.history()
+            await view.end(
+                answering.result, self.chat.branch_marks().get(history[-1].id, "") if history else ""
+            )
         if not self.is_attached:
             return  # the program was left meanwhile
         self._rest()

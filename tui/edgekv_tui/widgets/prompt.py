@@ -26,7 +26,7 @@ class Prompt(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "submit", "Send", id="prompt.send"),
-        Binding("shift+enter,ctrl+j", "newline", "New line", id="prompt.newline"),
+        Binding("shift+enter,ctrl+j", "newline", "New line", show=False, id="prompt.newline"),
     ]
 
     class Submitted(Message):

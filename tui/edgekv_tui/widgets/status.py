@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from textual.widgets import Static
@@ -35,8 +34,7 @@ def _line(answering: Answering, width: int) -> str:
         return "stopping…"
     stop = " · Esc stops"
     if answering.first_text_at is not None:
-        elapsed = time.monotonic() - answering.first_text_at
-        return f"answering · {len(answering.text):,} characters in {seconds(elapsed)}{stop}"
+        return f"answering · {answering.num_tokens:,} tokens · {answering.tokens_per_s:.1f} tokens/s{stop}"
     progress = answering.progress
     if progress is None:
         return f"waiting for its turn{stop}"

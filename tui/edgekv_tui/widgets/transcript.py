@@ -15,7 +15,7 @@ from textual.widgets import Static
 from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from textual.worker import Worker
 
@@ -34,19 +34,25 @@ class Transcript(VerticalScroll, can_focus=False):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's word
         super().__init__(id=id)
         self._turns: Sequence[Turn] = ()
+        self._marks: Mapping[int, str] = {}
         self._first = 0
 
     def on_mount(self) -> None:
         """Stay at the end."""
         self.anchor()
 
-    async def show(self, turns: Sequence[Turn], *, empty: str = "") -> None:
-        """Another conversation, or another branch of this one; `empty` stands where there are no turns."""
+    async def show(self, turns: Sequence[Turn], marks: Mapping[int, str], *, empty: str = "") -> None:
+        """Another conversation, or another branch of this one.
+
+        `marks` say of turns, by their ids, that there are others in their place; `empty` stands where there
+        are no turns.
+        """
         self._turns = turns
+        self._marks = marks
         self._first = max(0, len(turns) - MOUNTED_TURNS)
         async with self.batch():
             await self.remove_children()
-            views = [TurnView.of(self._first + at, turn) for at, turn in enumerate(turns[self._first :])]
+            views = self._make(range(self._first, len(turns)))
             await self.mount_all([*self._earlier(), *views])
             if not turns and empty:
                 await self.mount(Static(empty, markup=False, classes="empty"))
@@ -87,7 +93,7 @@ class Transcript(VerticalScroll, can_focus=False):
     async def show_earlier(self) -> None:
         """Mount some more turns at the top, and keep what is seen where it is."""
         first = max(0, self._first - MOUNTED_TURNS)
-        new = [TurnView.of(at, self._turns[at]) for at in range(first, self._first)]
+        new = self._make(range(first, self._first))
         if not new:
             return
         below = self.max_scroll_y - self.scroll_y
@@ -114,6 +120,10 @@ class Transcript(VerticalScroll, can_focus=False):
             self.post_message(self.Ended())
         elif at >= 0:
             views[at].focus()
+
+    def _make(self, numbers: range) -> list[TurnView]:
+        turns = self._turns
+        return [TurnView.of(at, turns[at], self._marks.get(turns[at].id, "")) for at in numbers]
 
     def _earlier(self) -> list[Static]:
         text = f"↑ {self._first:,} earlier turns"

@@ -64,9 +64,11 @@ class TurnView(VerticalGroup, can_focus=True):
         self._remarks = [remark] if remark else []
 
     @classmethod
-    def of(cls, number: int, turn: Turn) -> TurnView:
-        """A turn of the past."""
-        return cls(number, turn.user, shown(turn.answer), state_mark(turn))
+    def of(cls, number: int, turn: Turn, branch: str = "") -> TurnView:
+        """A turn of the past; `branch` says that there are others in its place."""
+        return cls(
+            number, turn.user, shown(turn.answer), " · ".join(filter(None, (state_mark(turn), branch)))
+        )
 
     def compose(self) -> ComposeResult:
         """The message, the answer, the note."""
@@ -82,12 +84,14 @@ class TurnView(VerticalGroup, can_focus=True):
         elif len(text) > len(old):
             await self.query_one(Answer).append(text[len(old) :])
 
-    async def end(self, result: Result) -> None:
-        """Show what became of it."""
+    async def end(self, result: Result, branch: str = "") -> None:
+        """Show what became of it; `branch` says that there are others in its place."""
         self.result = result
         await self.grow(shown(result.text))
         mark = {"cancelled": "[stopped] ", "length": "[longest answer reached] ", "context": "[window full] "}
         self.remark(mark.get(result.finish_reason, "") + detail_line(result).strip("[]"))
+        if branch:
+            self.remark(branch)
 
     def remark(self, text: str) -> None:
         """Say one thing more below the answer."""
