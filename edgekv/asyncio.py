@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekv.config import AnswerOptions, Config, Options
     from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
     from edgekv.conversation.opening import EngineFactory
+    from edgekv.engine.request import Expect
     from edgekv.events import Event, Result
     from edgekv.stats import Snapshot
 
@@ -118,6 +119,14 @@ class AsyncRuntime:
         """See `Runtime.stats`; it never waits."""
         return self.runtime.stats()
 
+    async def unload(self) -> None:
+        """See `Runtime.unload`."""
+        await asyncio.to_thread(self.runtime.unload)
+
+    async def load(self) -> None:
+        """See `Runtime.load`."""
+        await asyncio.to_thread(self.runtime.load)
+
     async def close(self) -> None:
         """Stop what runs, keep it, free the memory."""
         if self._runtime is not None:
@@ -169,6 +178,10 @@ class AsyncConversation:
     ) -> AsyncStream:
         """See `Conversation.stream_regenerate`; `await .result()` for the whole answer."""
         return AsyncStream(lambda: self.sync.stream_regenerate(cancel=cancel, **options))
+
+    def hint(self, *, expect: Expect, ttl: float | None = None) -> None:
+        """See `Conversation.hint`; it never waits."""
+        self.sync.hint(expect=expect, ttl=ttl)
 
     def history(self) -> list[Turn]:
         """See `Conversation.history`."""

@@ -127,6 +127,11 @@ class Config:
         None, "Where the key file lies, if the keys are protected by one. Default: beside the data.", "PATH"
     )
     queue_size: Count = _option(8, "Requests that may wait before new ones are refused as busy (8).", "N")
+    keep_alive: Annotated[float, msgspec.Meta(gt=0)] | None = _option(
+        None,
+        "Seconds without work after which the model is unloaded until the next message. Default: never.",
+        "S",
+    )
     system: str | None = _answer(
         None, "System prompt of a new conversation. Default: the template's.", "TEXT"
     )
@@ -182,6 +187,7 @@ class Options(TypedDict, total=False):
     key_protection: Literal["auto", "keyring", "passphrase", "file"]
     key_file: str | os.PathLike[str] | None
     queue_size: int
+    keep_alive: float | None
     system: str | None
     max_tokens: int
     temperature: float

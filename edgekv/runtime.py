@@ -89,6 +89,7 @@ class Runtime:
                 self._worker = EngineThread(
                     lambda: build_or_degrade(build, given, model, writable, keys, trouble),
                     queue_size=given.queue_size,
+                    keep_alive_s=given.keep_alive,
                 )
         except BaseException:
             close_files(self._library, self._data_dir)
@@ -230,6 +231,7 @@ class Runtime:
             is_generating=self._worker.is_generating,
             num_open_conversations=len(self._conversations),
             degraded=self.degraded,
+            is_loaded=self._worker.engine.is_loaded,
         )
 
     def moves(self) -> list[Move]:
@@ -238,6 +240,20 @@ class Runtime:
         with self._lock:
             names = {c.sequence_id: c.name for c in self._conversations.values()}
         return [dataclasses.replace(move, name=names.get(id_)) for id_, move in self._worker.engine.moves()]
+
+    def unload(self) -> None:
+        """Free the weights and all KV in memory, after what is queued; durable KV is on disk before that.
+
+        Conversations stay as they are: the next message loads the model again and restores what is on disk. What
+        is private is computed again. `keep_alive` does this by itself after some time without work.
+        """
+        with translated():
+            self._worker.call(lambda engine: engine.unload())
+
+    def load(self) -> None:
+        """Load the model again now, where `unload` or `keep_alive` freed it. Raises as opening the Runtime does."""
+        with translated():
+            self._worker.call(lambda engine: engine.load())
 
     def close(self) -> None:
         """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""

@@ -37,6 +37,7 @@ class Snapshot:
 
     `device_budget`, `host_budget` and `disk_budget` are the configured limits in bytes (None: chosen at run
     time; `cache` has the limits as they are). `degraded` says why nothing is kept on disk, or is None.
+    `is_loaded`: whether the weights are in memory.
     """
 
     model: str
@@ -49,3 +50,4 @@ class Snapshot:
     is_generating: bool
     num_open_conversations: int
     degraded: str | None
+    is_loaded: bool = True

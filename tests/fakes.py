@@ -121,12 +121,16 @@ class FakeEngine:
         self.seen = {}
         self.computed_tokens = 0
         self.closed = False
+        self.is_loaded = True
+        self.num_unloaded = 0
+        self.hints = []
         self.thread = threading.current_thread()
 
     def generate(self, request, emit, is_cancelled):
         assert threading.current_thread() is self.thread, "one thread owns the engine"
         self.requests.append(request)
         self.started.set()
+        self.load()
         if self.error is not None and self.error_at == 0:
             raise self.error
         began = time.perf_counter()
@@ -190,6 +194,15 @@ class FakeEngine:
     def warm_up(self):
         """Nothing to warm."""
 
+    def load(self):
+        self.is_loaded = True
+
+    def unload(self):
+        assert threading.current_thread() is self.thread, "one thread owns the engine"
+        self.is_loaded = False
+        self.num_unloaded += 1
+        self.seen.clear()
+
     def release(self, sequence_id, *, forget):
         assert threading.current_thread() is self.thread, "one thread owns the engine"
         self.released.append((sequence_id, forget))
@@ -205,6 +218,9 @@ class FakeEngine:
 
     def moves(self):
         return list(self.moved)
+
+    def hint(self, sequence_id, expect, ttl_s):
+        self.hints.append((sequence_id, expect, ttl_s))
 
     def stored_paths(self, sequence_id):
         return [np.array(ids[: len(ids) // 16 * 16], np.int32) for ids in self.stored]

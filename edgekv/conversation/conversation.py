@@ -10,44 +10,27 @@ import dataclasses
 import threading
 import time
 from array import array
-from typing import TYPE_CHECKING, Protocol, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from edgekv.config import ANSWER_FIELDS
+from edgekv.conversation.asking import room_for, sampling_of
 from edgekv.conversation.dialogue import Dialogue, known_part
 from edgekv.conversation.markdown import markdown_lines
 from edgekv.conversation.render import render_turn, trim_to_text
 from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
-from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request, Sampling
-from edgekv.errors import Busy, ContextOverflow, ConversationError, StoreError
+from edgekv.engine.request import Request, Sampling
+from edgekv.errors import Busy, ConfigError, ConversationError, StoreError
 from edgekv.events import Notice, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgekv.config import AnswerOptions, Config
+    from edgekv.conversation.asking import Executor
     from edgekv.conversation.journal import Identity, Journal
     from edgekv.conversation.render import FrontLike
-
-
-class Executor(Protocol):
-    """Who runs generations, one at a time and in order."""
-
-    def submit(self, generation: Generation, prepare: Callable[[], None]) -> None:
-        """Reserve a place in the queue, `prepare()`, enqueue. Raises Busy or Closed before preparing."""
-        ...
-
-    def where(self, sequence_id: bytes) -> str:
-        """The tier of each column, as `EngineLike.where`."""
-        ...
-
-    def check_usable(self) -> None:
-        """Raise Closed in a fork or after `close()`."""
-        ...
-
-    def take_notices(self) -> list[str]:
-        """What has to be said once and was not said yet."""
-        ...
+    from edgekv.engine.request import Expect
 
 
 class Conversation:
@@ -157,6 +140,20 @@ class Conversation:
         active = self._active
         if active is not None:
             active.cancel()
+
+    def hint(self, *, expect: Expect, ttl: float | None = None) -> None:
+        """Say who speaks next here: a "tool" (within 2 s), the "user" (within 60 s), or nobody: "done".
+
+        `ttl`: within so many seconds instead. It orders whose KV leaves the faster memory first when room is
+        needed: what is done, then the least recently used, last what a tool goes on with. Nothing is freed for it
+        (Continuum, arXiv 2511.02230). The next message here ends it. ConfigError for what makes no sense.
+        """
+        if expect not in ("tool", "user", "done"):
+            raise ConfigError(f"expect is {expect!r}; it has to be tool, user or done")
+        if ttl is not None and not ttl > 0:
+            raise ConfigError(f"ttl is {ttl}; it has to be a number of seconds above 0")
+        self._executor.check_usable()
+        self._executor.hint(self.sequence_id, expect, ttl)
 
     def history(self) -> list[Turn]:
         """The turns of the current branch, oldest first."""
@@ -353,30 +350,3 @@ class Conversation:
     def _check_idle(self) -> None:
         if self._active is not None and not self._active.finished:
             raise Busy(f"conversation {self.name!r} is already generating; wait, or cancel() it first")
-
-
-def room_for(num_tokens: int, config: Config, window: int) -> int:
-    """How many tokens an answer behind a context of `num_tokens` may have; ContextOverflow if none.
-
-    `window` is the model's trained one; beyond it attention selects, unless it has to be exact.
-    """
-    if config.attention != "exact":
-        window = MAX_CONTEXT_TOKENS
-    elif num_tokens + 1 > window:
-        raise ContextOverflow(
-            f"the conversation has {num_tokens} tokens with this message, and the model's trained window "
-            f"is {window}; edit an earlier turn, start a new conversation, or use --attention auto"
-        )
-    return window - num_tokens
-
-
-def sampling_of(config: Config) -> Sampling:
-    """The engine's view of the sampling options."""
-    return Sampling(
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-    )

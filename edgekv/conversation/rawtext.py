@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Unpack
 
 from edgekv.config import ANSWER_FIELDS
-from edgekv.conversation.conversation import room_for, sampling_of
+from edgekv.conversation.asking import room_for, sampling_of
 from edgekv.conversation.library import SEQUENCE_ID_BYTES
 from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.engine.request import Request
@@ -20,7 +20,7 @@ from edgekv.events import Notice
 
 if TYPE_CHECKING:
     from edgekv.config import AnswerOptions, Config
-    from edgekv.conversation.conversation import Executor
+    from edgekv.conversation.asking import Executor
     from edgekv.conversation.render import FrontLike
     from edgekv.events import Result
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
+from edgekv.conversation.delivery import Delivery
 from edgekv.errors import Cancelled, ContextOverflow, ConversationError
 from edgekv.events import Done, PrefillProgress, Result, TextDelta, Timings, Usage
 
@@ -255,6 +256,20 @@ class Stream(Iterator["Event"]):
     def notify(self, on_change: Callable[[], None]) -> None:
         """Call `on_change`, in the thread that makes it happen, when an event may be polled."""
         self._generation.mailbox.on_change = on_change
+
+    def deliver(
+        self,
+        handle: Callable[[Event | BaseException], object],
+        schedule: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        """Push the events to `handle` instead of reading them: the one hook that a GUI's event loop needs.
+
+        `schedule` runs a function in the GUI's thread soon and may be called from any thread (asyncio's
+        `loop.call_soon_threadsafe`, GTK's `GLib.idle_add`, a Qt signal). Without it `handle` is called in whichever
+        thread makes an event, the engine's mostly, and must be quick. It is never called twice at once; the last
+        thing it gets is Done, or the error that the answer failed with. An error of its own ends the delivery.
+        """
+        Delivery(self, handle, schedule or (lambda drain: drain())).begin()
 
     def remaining_s(self) -> float | None:
         """Seconds until the time limit is worth acting on; None if there is none or it was acted on."""

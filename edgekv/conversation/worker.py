@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgekv.conversation.render import FrontLike
-    from edgekv.engine.request import EngineLike
+    from edgekv.engine.request import EngineLike, Expect
 
 T = TypeVar("T")
 
@@ -50,9 +50,17 @@ class EngineThread:
     neither the engine nor the model's face, whoever may still hold this object.
     """
 
-    def __init__(self, build: Callable[[], tuple[EngineLike, FrontLike]], *, queue_size: int) -> None:
+    def __init__(
+        self,
+        build: Callable[[], tuple[EngineLike, FrontLike]],
+        *,
+        queue_size: int,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """`keep_alive_s`: seconds without work after which the engine is unloaded (None: never)."""
         self._pid = os.getpid()
         self._queue_size = queue_size
+        self._keep_alive_s = keep_alive_s
         self._slots = threading.BoundedSemaphore(queue_size)
         self._queue: SimpleQueue[Generation | _Call | None] = SimpleQueue()
         self._lock = threading.RLock()
@@ -94,6 +102,10 @@ class EngineThread:
     def where(self, sequence_id: bytes) -> str:
         """The tier of each column of a sequence."""
         return self.engine.where(sequence_id)
+
+    def hint(self, sequence_id: bytes, expect: Expect, ttl_s: float | None) -> None:
+        """See `EngineLike.hint`; does not wait."""
+        self.engine.hint(sequence_id, expect, ttl_s)
 
     def num_waiting(self) -> int:
         """Generations in the queue."""
@@ -197,7 +209,7 @@ class EngineThread:
                 self._close_error = error
 
     def _serve(self, engine: EngineLike) -> None:
-        while (job := self._queue.get()) is not None:
+        while (job := self._next_job(engine)) is not None:
             if isinstance(job, Generation):
                 self._slots.release()
                 self._running = True
@@ -208,6 +220,14 @@ class EngineThread:
             else:
                 job.run(engine)
             del job  # or the last answer would live until the next question
+
+    def _next_job(self, engine: EngineLike) -> Generation | _Call | None:
+        if engine.is_loaded:
+            try:
+                return self._queue.get(timeout=self._keep_alive_s)
+            except Empty:
+                engine.unload()
+        return self._queue.get()
 
     def _fail(self, error: BaseException) -> None:
         """Nobody serves the queue any more: tell everyone in it why, and everyone who comes later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from edgekv.engine.machine import choose_device, device_budget, free_memory, num
 from edgekv.engine.positions import VirtualLayout
 from edgekv.engine.runner import Runner
 from edgekv.engine.selected import Budget, SelectedAttention
-from edgekv.errors import ConfigError
+from edgekv.errors import ConfigError, ModelLoadError
 from edgekv.models.config import ModelConfig
 from edgekv.models.gguf import open_gguf
 from edgekv.models.template import ChatTemplate
@@ -33,6 +34,7 @@ from edgekv.tiers.residency import Residency, smallest_device_slots
 from edgekv_storage import Layout, PrefillCost, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from edgekv.config import Config
@@ -68,9 +70,17 @@ def build_engine(
         edgekv_storage.StorageError: the data directory cannot be used.
     """
     loaded = load_model(config, model)
-    assert isinstance(loaded.front, ModelFront)
+    front, fingerprint = loaded.front, loaded.kv_fingerprint
+    assert isinstance(front, ModelFront)
+
+    def reload() -> Model:  # knows neither `loaded` nor its weights, or they would never be freed
+        again = load_model(config, model, with_front=False)
+        if again.kv_fingerprint != fingerprint:
+            raise ModelLoadError(f"{model} became another model while it was not loaded; open a new Runtime")
+        return dataclasses.replace(again, front=front)
+
     try:
-        return assemble(config, loaded, data_dir=data_dir, keys=keys), loaded.front
+        return assemble(config, loaded, data_dir=data_dir, keys=keys, reload=reload), front
     except BaseException:
         loaded.front.close()
         raise
@@ -106,27 +116,37 @@ def assemble(
     data_dir: DataDir | None,
     keys: Keys | None = None,
     in_place: bool | None = None,
+    reload: Callable[[], Model] | None = None,
 ) -> Engine:
     """Tiers within the limits around a loaded model. `in_place` overrides whether host leaves are attended
-    where they lie (tests exercise the streaming of a GPU on the CPU with it).
+    where they lie (tests exercise the streaming of a GPU on the CPU with it). `reload` gives the model again after
+    it was unloaded.
     """
-    c, device = model.decoder.config, model.decoder.device
-    shape = LeafShape(c.num_layers, c.num_kv_heads, c.head_dim)
-    is_cpu = device.type == "cpu"
-    in_place = is_cpu if in_place is None else in_place
-    disk_bytes = config.disk_budget if data_dir is not None else 0
-    ledger = Ledger(device_budget(config.device_budget, device), config.host_budget, disk_bytes)
-    _check_limits(ledger, shape, in_place=in_place)
-    disk = None
+    store, front = None, model.front
+    c = model.decoder.config
+    _check_limits(_ledger(config, model, None), _shape(c), in_place=_is_in_place(model, in_place))
     if data_dir is not None:
+        shape = _shape(c)
         layout = Layout(shape.num_layers, shape.leaf_bytes, KV_DTYPE_CODE, model.kv_fingerprint)
         cost = prefill_cost(c)
-        store = Store.open(
-            data_dir, layout, quota_bytes=disk_bytes, io=config.io, keys=keys, prefill_cost=cost
-        )
-        disk = DiskTier(store, shape, ledger)
+        quota = config.disk_budget
+        store = Store.open(data_dir, layout, quota_bytes=quota, io=config.io, keys=keys, prefill_cost=cost)
+    rebuild = None if reload is None else lambda: _parts(config, reload(), store, in_place)
+    return Engine(*_parts(config, model, store, in_place), front, rebuild)
+
+
+def _parts(
+    config: Config, model: Model, store: Store | None, in_place: bool | None
+) -> tuple[Runner, Residency, Ledger]:
+    """What computes, within its limits, over a store that is open."""
+    device, shape = model.decoder.device, _shape(model.decoder.config)
+    in_place = _is_in_place(model, in_place)
+    ledger = _ledger(config, model, store)
+    _check_limits(ledger, shape, in_place=in_place)
+    disk = None if store is None else DiskTier(store, shape, ledger)
     on_device = MemoryTier(Tier.DEVICE, shape, ledger, device)
     above = on_device if in_place else None
+    is_cpu = device.type == "cpu"
     host = MemoryTier(Tier.HOST, shape, ledger, torch.device("cpu"), pinned=not is_cpu, above=above)
     mover = Mover(
         device=on_device,
@@ -139,7 +159,20 @@ def assemble(
     selects = config.attention != "exact" and is_cpu  # leaves are scored and promoted in host memory as yet
     selected = selected_attention(config, model, residency) if selects else None
     runner = Runner(model.decoder, residency, selected, config.attention if selects else "exact")
-    return Engine(runner, residency, ledger, model.front)
+    return runner, residency, ledger
+
+
+def _shape(config: ModelConfig) -> LeafShape:
+    return LeafShape(config.num_layers, config.num_kv_heads, config.head_dim)
+
+
+def _is_in_place(model: Model, asked: bool | None) -> bool:
+    return model.decoder.device.type == "cpu" if asked is None else asked
+
+
+def _ledger(config: Config, model: Model, store: Store | None) -> Ledger:
+    device_bytes = device_budget(config.device_budget, model.decoder.device)
+    return Ledger(device_bytes, config.host_budget, 0 if store is None else config.disk_budget)
 
 
 def make_selector(name: str, front: ModelFront | IdsFront) -> Selector:

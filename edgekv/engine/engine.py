@@ -7,7 +7,6 @@ not templates, transcripts or names.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgekv.cache.directory import Directory
@@ -17,72 +16,48 @@ from edgekv.cache.sequence import Sequence, common_prefix
 from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request
 from edgekv.engine.sampler import Sampler
 from edgekv.engine.stopper import Stopper
+from edgekv.engine.turn import Turn
 from edgekv.errors import CapacityError, ContextOverflow
-from edgekv.events import CacheUse, Notice, PrefillProgress, Result, TextDelta, Timings, Usage
+from edgekv.events import CacheUse, PrefillProgress, Result, Timings, Usage
 from edgekv.models.tokenizer import Detokenizer
-from edgekv.tiers.arrivals import Arrivals, DamagedColumns
+from edgekv.tiers.arrivals import DamagedColumns
 from edgekv.tiers.residency import EXTENT_COLUMNS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
     from edgekv.engine.front import IdsFront, ModelFront
-    from edgekv.engine.request import Emit, IsCancelled
+    from edgekv.engine.request import Emit, Expect, IsCancelled
     from edgekv.engine.runner import Runner
     from edgekv.events import FinishReason
     from edgekv.stats import Move
     from edgekv.tiers.residency import Residency
 
 
-@dataclass(slots=True)
-class _Turn:
-    """One request while it runs."""
-
-    request: Request
-    emit: Emit
-    is_cancelled: IsCancelled
-    sequence: Sequence
-    context: list[int]  # prompt and answer so far
-    started: float
-    num_reused: int = 0
-    prefill_s: float = 0.0
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-    damaged_leaves: int = 0
-    has_selected: bool = False  # sticky: what was drawn from a selection stays so, whatever is computed again
-    arrivals: Arrivals = field(default_factory=Arrivals)
-    text: list[str] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def answer(self) -> list[int]:
-        """Ids generated so far."""
-        return self.context[len(self.request.token_ids) :]
-
-    def say(self, text: str) -> None:
-        """Hand out new text."""
-        if text:
-            self.text.append(text)
-            self.emit(TextDelta(text, len(self.context) - len(self.request.token_ids)))
-
-    def note(self, message: str) -> None:
-        """Tell the user something, once."""
-        self.notices.append(message)
-        self.emit(Notice(message))
-
-
 class Engine:
-    """`EngineLike` on a real model and real tiers."""
+    """`EngineLike` on a real model and real tiers.
+
+    Unloaded it has no runner, and pools without memory; the front and the store stay open.
+    """
 
     def __init__(
-        self, runner: Runner, residency: Residency, ledger: Ledger, front: ModelFront | IdsFront
+        self,
+        runner: Runner,
+        residency: Residency,
+        ledger: Ledger,
+        front: ModelFront | IdsFront,
+        rebuild: Callable[[], tuple[Runner, Residency, Ledger]] | None = None,
     ) -> None:
-        self._runner = runner
+        """`rebuild` makes the first three anew over the same store; without it nothing can be unloaded."""
+        self._loaded: Runner | None = runner
         self._residency = residency
         self._ledger = ledger
         self._front = front
+        self._rebuild = rebuild
         self._num_requests = 0
         self._damaged_leaves = 0
 
@@ -94,6 +69,7 @@ class Engine:
             CapacityError: the tiers cannot hold the prompt.
         """
         started = time.perf_counter() if request.submitted_at is None else request.submitted_at
+        self.load()
         context = list(request.token_ids)
         window = self.longest_context()
         if len(context) >= window:
@@ -101,7 +77,7 @@ class Engine:
                 f"the conversation has {len(context)} tokens and the model was trained on {window}: begin a new "
                 "conversation, edit an earlier turn, or let it select (--attention auto)"
             )
-        turn = _Turn(request, emit, is_cancelled, self._sequence(request), context, started)
+        turn = Turn(request, emit, is_cancelled, self._sequence(request), context, started)
         self._residency.activate(turn.sequence)
         disk = self._residency.mover.disk
         if disk is not None:
@@ -117,11 +93,33 @@ class Engine:
         self._residency.flush(turn.sequence)
         return self._result(turn, reason)
 
+    @property
+    def _runner(self) -> Runner:
+        assert self._loaded is not None, "loaded before anything is computed"
+        return self._loaded
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether weights and pools are in memory."""
+        return self._loaded is not None
+
+    def load(self) -> None:
+        """Load the weights again where they were given up. Raises as building the engine does."""
+        if self._loaded is None:
+            assert self._rebuild is not None, "only what can be made anew is given up"
+            self._loaded, self._residency, self._ledger = self._rebuild()
+
+    def unload(self) -> None:
+        """Write what is durable, then free the weights and every pool; the store stays open."""
+        if self._loaded is not None and self._rebuild is not None:
+            self._loaded = None
+            self._free_memory()
+
     def longest_context(self) -> int:
         """Tokens that a context and its answer may have together."""
         return self._front.context_length if self._runner.attention == "exact" else MAX_CONTEXT_TOKENS
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, turn: Turn) -> None:
         """Whatever ended the turn: nothing stays in flight, staged, half made or unverified."""
         damage = turn.arrivals.settle()
         self._residency.stream.close()
@@ -133,7 +131,7 @@ class Engine:
         self._residency.shorten(turn.sequence, whole)
         self._residency.activate(None)
 
-    def _run(self, turn: _Turn, limit: int) -> FinishReason:
+    def _run(self, turn: Turn, limit: int) -> FinishReason:
         self._reuse(turn, limit)
         before = time.perf_counter()
         logits = self._prefill(turn)
@@ -151,7 +149,7 @@ class Engine:
         known.last_used = self._num_requests
         return known
 
-    def _reuse(self, turn: _Turn, limit: int) -> None:
+    def _reuse(self, turn: Turn, limit: int) -> None:
         """Keep what the sequence shares with the context, find more on disk, start bringing it up."""
         sequence, wanted = turn.sequence, turn.context[:-1]  # the last token's logits must be computed
         only_exact = self._runner.attention == "exact"
@@ -178,7 +176,7 @@ class Engine:
         except DamagedColumns as damage:
             self._recover(turn, damage)
 
-    def _prefill(self, turn: _Turn) -> Tensor | None:
+    def _prefill(self, turn: Turn) -> Tensor | None:
         """Compute the context that is not cached, block by block; logits of its last token, None if cancelled."""
         sequence, total = turn.sequence, len(turn.context)
         start, begun = sequence.num_tokens, time.perf_counter()
@@ -195,7 +193,7 @@ class Engine:
         turn.emit(PrefillProgress(total, total, turn.num_reused, 0.0))
         return self._runner.logits(hidden[-1:])[0]
 
-    def _advance(self, turn: _Turn) -> Tensor | None:
+    def _advance(self, turn: Turn) -> Tensor | None:
         """One forward pass over the next block of the context; None when damage sent the sequence back."""
         sequence = turn.sequence
         start = sequence.num_tokens
@@ -210,7 +208,7 @@ class Engine:
         self._residency.flush(sequence, at_least=EXTENT_COLUMNS)
         return hidden
 
-    def _recover(self, turn: _Turn, damage: DamagedColumns) -> None:
+    def _recover(self, turn: Turn, damage: DamagedColumns) -> None:
         """Leaves on disk were damaged: forget them and what depends on them; the next passes recompute it."""
         found = [damage, turn.arrivals.settle()]  # damage met while streaming may leave reads in flight
         num_leaves = sum(d.num_leaves for d in found if d is not None)
@@ -221,7 +219,7 @@ class Engine:
         self._residency.shorten(turn.sequence, first)
         turn.note(f"{num_leaves} stored leaves were damaged; computing again from token {first}")
 
-    def _decode(self, turn: _Turn, logits: Tensor, limit: int) -> FinishReason:
+    def _decode(self, turn: Turn, logits: Tensor, limit: int) -> FinishReason:
         request = turn.request
         sampler = Sampler(request.sampling, turn.context)
         detokenizer, stopper = Detokenizer(self._front.tokenizer), Stopper(request.stop)
@@ -257,7 +255,7 @@ class Engine:
         turn.say(stopper.flush())
         return reason
 
-    def _next_logits(self, turn: _Turn) -> Tensor | None:
+    def _next_logits(self, turn: Turn) -> Tensor | None:
         """Logits after the newest token; None if cancelled while damage made it compute many again."""
         hidden = None
         while turn.sequence.num_tokens < len(turn.context):
@@ -267,7 +265,7 @@ class Engine:
         assert hidden is not None
         return self._runner.logits(hidden[-1:])[0]
 
-    def _result(self, turn: _Turn, reason: FinishReason) -> Result:
+    def _result(self, turn: Turn, reason: FinishReason) -> Result:
         answer, prompt = turn.answer, len(turn.request.token_ids)
         computed = min(turn.sequence.num_tokens, prompt) - turn.num_reused
         decode_s = turn.last_token_at - turn.first_token_at
@@ -331,6 +329,10 @@ class Engine:
         """What moved between the tiers lately; any thread."""
         return self._residency.moves.latest()
 
+    def hint(self, sequence_id: bytes, expect: Expect, ttl_s: float | None) -> None:
+        """See `EngineLike.hint`; any thread."""
+        self._residency.expectations.note(sequence_id, expect, ttl_s)
+
     def stored_paths(self, sequence_id: bytes) -> list[NDArray[np.int32]]:
         """Token ids [T] of every path that is stored of a sequence; any thread, none without a disk."""
         disk = self._residency.mover.disk
@@ -338,14 +340,20 @@ class Engine:
 
     def close(self) -> None:
         """Write what is durable, close the store and the tokenizer, free the pools."""
+        disk = self._residency.mover.disk
+        try:
+            self._free_memory()
+        finally:
+            if disk is not None:
+                disk.store.close()
+            self._front.close()
+
+    def _free_memory(self) -> None:
         mover = self._residency.mover
         try:
             for sequence in list(self._residency.sequences.values()):
                 self._residency.flush(sequence)
                 self._residency.release(sequence)
         finally:
-            if mover.disk is not None:
-                mover.disk.store.close()
             mover.device.close()
             mover.host.close()
-            self._front.close()

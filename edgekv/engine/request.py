@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgekv.errors import ConfigError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Emit = Callable[["Event"], None]
 IsCancelled = Callable[[], bool]
+Expect = Literal["tool", "user", "done"]
 
 MAX_CONTEXT_TOKENS = (1 << 31) - 1  # where attention selects there is no other limit: positions have 32 bits
 
@@ -85,8 +86,27 @@ class EngineLike(Protocol):
         """Pay one-time costs of computing now; called once, before the first request is served."""
         ...
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether weights and pools are in memory (any thread)."""
+        ...
+
+    def load(self) -> None:
+        """Bring them back where `unload` gave them up; `generate` does it by itself."""
+        ...
+
+    def unload(self) -> None:
+        """Write what is durable and free weights and pools; what is not durable is computed again."""
+        ...
+
     def release(self, sequence_id: bytes, *, forget: bool) -> None:
         """Drop the sequence from device and host; with `forget`, from disk as well."""
+        ...
+
+    def hint(self, sequence_id: bytes, expect: Expect, ttl_s: float | None) -> None:
+        """Who asks next in a sequence, and for how many seconds that holds (None: as usual for `expect`): orders
+        who gives way first (any thread).
+        """
         ...
 
     def cache_use(self) -> CacheUse:

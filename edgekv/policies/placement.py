@@ -1,7 +1,8 @@
 """Which columns leave the device when room is needed.
 
-Idle sequences go first, least recently used first, each from its tail (its head is what a later request can
-reuse). The active sequence gives its oldest columns: under exact attention every column is read each step,
+Idle sequences go first: those that a hint calls done, then the least recently used, last those that a hint expects
+back soon (Continuum, arXiv 2511.02230). Each goes from its tail (its head is what a later request can reuse).
+The active sequence gives its oldest columns: under exact attention every column is read each step,
 so which ones stay changes no byte count, and its newest ones are still being written. Selection will replace
 this order with scores.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from edgekv.cache.expectations import Expected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,16 +27,17 @@ class Candidate:
     columns: NDArray[np.intp]
     last_used: int
     is_active: bool
+    expected: Expected = Expected.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Least recently used sequence first, tail first; the active sequence last, oldest column first."""
+    """Expected last, then least recently used, goes first, tail first; the active last, oldest column first."""
 
     def victims(self, candidates: list[Candidate], num_columns: int) -> list[tuple[bytes, NDArray[np.intp]]]:
         """Columns to demote, by sequence, in the order to demote them; may be fewer than asked."""
         chosen: list[tuple[bytes, NDArray[np.intp]]] = []
-        for candidate in sorted(candidates, key=lambda c: (c.is_active, c.last_used)):
+        for candidate in sorted(candidates, key=lambda c: (c.is_active, c.expected, c.last_used)):
             if num_columns <= 0:
                 break
             order = candidate.columns if candidate.is_active else candidate.columns[::-1]

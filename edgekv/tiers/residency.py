@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekv.cache.directory import ABSENT
+from edgekv.cache.expectations import Expectations
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.cache.moves import MoveLog
 from edgekv.errors import CapacityError
@@ -43,6 +44,7 @@ class Residency:
         self._active: Sequence | None = None
         self._being_written: set[bytes] = set()
         self.moves = MoveLog()
+        self.expectations = Expectations()
         num_slots = mover.device.slots.num_slots
         num_layers = mover.device.shape.num_layers
         segment = num_slots // 6 if mover.in_place else min(num_slots // 6, mover.host.slots.num_slots // 4)
@@ -60,6 +62,8 @@ class Residency:
     def activate(self, sequence: Sequence | None) -> None:
         """From now on this is the sequence that must not give way (None: all are idle)."""
         self._active = sequence
+        if sequence is not None:
+            self.expectations.fulfilled(sequence.id)
         if self.mover.disk is not None:
             self.mover.disk.active_id = None if sequence is None else sequence.id
 
@@ -221,6 +225,7 @@ class Residency:
         self.shorten(sequence, 0)
         self.promotion.release(sequence)
         self.sequences.pop(sequence.id, None)
+        self.expectations.fulfilled(sequence.id)
 
     def _take(self, num_slots: int) -> NDArray[np.int32]:
         self._make_room(num_slots)
@@ -256,7 +261,7 @@ class Residency:
         num_layers = self.mover.device.shape.num_layers
         missing = num_slots - self.mover.device.num_free
         candidates = [
-            Candidate(s.id, self._demotable(s), s.last_used, s is self._active)
+            Candidate(s.id, self._demotable(s), s.last_used, s is self._active, self.expectations.of(s.id))
             for s in self.sequences.values()
             if not (only_idle and s is self._active)
         ]
@@ -295,9 +300,10 @@ class Residency:
             self.shorten(sequence, sequence.num_full * LEAF_TOKENS)
 
     def _make_host_room(self, num_slots: int) -> None:
-        """Drop clean host copies of idle sequences, least recently used first, until enough is free."""
+        """Drop clean host copies of idle sequences, in the order of placement, until enough is free."""
         host = self.mover.host
-        for sequence in sorted(self.sequences.values(), key=lambda s: s.last_used):
+        order = {s.id: (self.expectations.of(s.id), s.last_used) for s in self.sequences.values()}
+        for sequence in sorted(self.sequences.values(), key=lambda s: order[s.id]):
             if host.num_free >= num_slots:
                 return
             if sequence is self._active or sequence.id in self._being_written:

@@ -1,0 +1,82 @@
+"""Events pushed to a handler instead of being read: for programs that have an event loop of their own.
+
+Knows a stream, a handler and how to get into the handler's thread. Knows no GUI library.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from edgekv.events import Done
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edgekv.conversation.stream import Stream
+    from edgekv.events import Event
+
+log = logging.getLogger("edgekv")
+
+
+class Delivery:
+    """See `Stream.deliver`. One drain is scheduled at a time, however many events come."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        handle: Callable[[Event | BaseException], object],
+        schedule: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._stream = stream
+        self._handle = handle
+        self._schedule = schedule
+        self._lock = threading.Lock()
+        self._is_scheduled = False
+        self._has_changed = False
+        self._has_ended = False
+
+    def begin(self) -> None:
+        """Deliver what is there already, and from now on whatever comes."""
+        self._stream.notify(self._changed)
+        self._changed()
+
+    def _changed(self) -> None:
+        with self._lock:
+            self._has_changed = True
+            if self._is_scheduled or self._has_ended:
+                return
+            self._is_scheduled = True
+        try:
+            self._schedule(self._drain)
+        except Exception:  # the caller's code in the engine's thread, which serves others too
+            log.exception("a handler of events failed; the answer is stopped")
+            self._stop()
+
+    def _drain(self) -> None:
+        """Hand over all events there are. What comes meanwhile is seen before it returns."""
+        while True:
+            with self._lock:
+                self._has_changed = False
+            while not self._has_ended and (event := self._next()) is not None:
+                self._has_ended = isinstance(event, Done | BaseException)
+                try:
+                    self._handle(event)
+                except BaseException:
+                    self._stop()
+                    raise
+            with self._lock:
+                if not self._has_changed or self._has_ended:
+                    self._is_scheduled = False
+                    return
+
+    def _next(self) -> Event | BaseException | None:
+        try:
+            return self._stream.poll()
+        except BaseException as error:  # noqa: BLE001  what the answer failed with, for the handler
+            return error
+
+    def _stop(self) -> None:
+        self._has_ended = True
+        self._stream.cancel()
