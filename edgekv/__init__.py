@@ -7,6 +7,7 @@ from edgekv.asyncio import AsyncConversation, AsyncRuntime
 from edgekv.catalog import FoundModel, found_models
 from edgekv.config import Config
 from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+from edgekv.conversation.foreign import ForeignChat, read_foreign
 from edgekv.errors import (
     Busy,
     Cancelled,
@@ -46,6 +47,7 @@ __all__ = [
     "Done",
     "EdgeKVError",
     "Event",
+    "ForeignChat",
     "FoundModel",
     "ModelLoadError",
     "Move",
@@ -64,4 +66,5 @@ __all__ = [
     "Usage",
     "__version__",
     "found_models",
+    "read_foreign",
 ]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from edgekv.config import AnswerOptions, Options
     from edgekv.conversation import CancelToken, Stream
+    from edgekv.conversation.foreign import ForeignChat
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.opening import EngineFactory
@@ -205,6 +206,23 @@ class Runtime:
         """Keep what `export_conversation` gave, under its own or another name, which is returned."""
         self._worker.check_usable()
         return import_lines(self._writable_library(), lines, name)
+
+    def import_foreign(self, chat: ForeignChat, name: str | None = None) -> str:
+        """Keep a conversation of another program (`read_foreign`) as `name`, or its title; all of it or nothing.
+
+        Its words become this model's tokens. Returns the name; "2" and so on is added where one is taken.
+        """
+        taken = {info.name for info in self.conversations()}
+        title = " ".join("".join(c if c.isprintable() else " " for c in name or chat.title).split())[:100]
+        names = (f"{title or 'untitled'} {number}".removesuffix(" 1") for number in itertools.count(1))
+        free = next(name for name in names if name not in taken)
+        conversation = self.conversation(free, system=chat.system)
+        try:
+            conversation.add_exchanges(chat.said)
+        except BaseException:
+            self.forget(free)
+            raise
+        return free
 
     def stream_text(
         self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]

@@ -24,7 +24,7 @@ from edgekv.errors import Busy, ConfigError, ConversationError, StoreError
 from edgekv.events import Notice, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from edgekv.config import AnswerOptions, Config
     from edgekv.conversation.asking import Executor
@@ -134,6 +134,20 @@ class Conversation:
         that have another system message than this conversation.
         """
         return self._begin(Dialogue.of(messages), None, cancel, None, options)
+
+    def add_exchanges(self, said: Iterable[tuple[str, str]]) -> None:
+        """Go on from (message, answer) pairs that were made elsewhere; they are kept, and read when needed.
+
+        Raises StoreError where the disk refuses them; ConversationError, Busy as `stream` does.
+        """
+        self._wait_idle()
+        with self._lock:
+            self._check_continuable()
+            self._check_idle()
+            head = self._put_exchanges(self._tree.head, said)
+            if head is not None:
+                self._tree.head = head
+                self._journal.save(self._tree.path(head))  # the whole path
 
     def cancel(self) -> None:
         """Stop the answer being made, if any; what is there of it is kept."""
@@ -251,14 +265,18 @@ class Conversation:
                 f"conversation {self.name!r} began with another system message; leave it out or take a new name"
             )
         parent, num_known = known_part(self._tree, dialogue.said)
-        for user, answer in dialogue.said[num_known:]:
+        return self._put_exchanges(parent, dialogue.said[num_known:])  # kept with the question
+
+    def _put_exchanges(self, parent: int | None, said: Iterable[tuple[str, str]]) -> int | None:
+        """Exchanges made elsewhere into the tree, behind `parent`; the last one's turn."""
+        for user, answer in said:
             prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, user)
             turn = Turn(self._tree.next_id(), parent, user=user, is_whole=is_whole, prompt_ids=prompt_ids)
             ids = array("i", self._front.tokenizer.encode_pieces([(answer, False)]))
             given = answered(
                 turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False
             )
-            self._tree.put(given)  # kept with the question: a journal saves the whole path
+            self._tree.put(given)
             parent = given.id
         return parent
 

@@ -4,6 +4,18 @@ import json
 
 from edgekv.conversation.kept import kept_conversations
 
+CHATGPT = {
+    "title": "Elsewhere",
+    "current_node": "b",
+    "mapping": {
+        "a": {"message": {"author": {"role": "user"}, "content": {"parts": ["a question"]}}},
+        "b": {
+            "message": {"author": {"role": "assistant"}, "content": {"parts": ["its answer"]}},
+            "parent": "a",
+        },
+    },
+}
+
 
 def names(data_dir):
     return [info.name for info in kept_conversations(data_dir)]
@@ -85,12 +97,16 @@ async def test_export_and_import(sit_down, data_dir, tmp_path):
         await person.does("import_file")
         await person.answers(str(tmp_path / "trip.jsonl"))
         await person.sees("hello there", "trip")
+        (tmp_path / "conversations.json").write_text(json.dumps([CHATGPT]))
+        await person.does("import_file")
+        await person.answers(str(tmp_path / "conversations.json"))
+        await person.sees("a question", "its answer", "Elsewhere")
     assert (
         tmp_path / "trip.md"
     ).read_text() == "# trip\n\n## You\n\nhi *there*\n\n## Answer\n\nhello there\n"
     assert (tmp_path / "trip.jsonl").stat().st_mode & 0o777 == 0o600
     assert json.loads((tmp_path / "trip.jsonl").read_text().splitlines()[0])["name"] == "trip"
-    assert names(data_dir) == ["trip"]
+    assert sorted(names(data_dir)) == ["Elsewhere", "trip"]
 
 
 async def test_forgetting_needs_a_yes(sit_down, data_dir):

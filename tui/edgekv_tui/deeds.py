@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
 
-from edgekv import ConversationError, EdgeKVError
+from edgekv import ConversationError, EdgeKVError, read_foreign
 from edgekv.conversation.linefile import read_lines, write_lines
 from edgekv_tui.details import detail_rows
 from edgekv_tui.editor import edit
@@ -46,7 +46,7 @@ DEEDS = (
     Deed("rename", "Rename this conversation", "Nothing else changes"),
     Deed("export_markdown", "Export as Markdown", "The current branch, for reading; not encrypted"),
     Deed("export_json", "Export as JSON lines", "Everything, to be imported again; not encrypted"),
-    Deed("import_file", "Import a conversation", "From a file that edgekv exported"),
+    Deed("import_file", "Import conversations", "What edgekv exported, ChatGPT's export, or llm's logs.db"),
     Deed("forget", "Forget this conversation", "Destroys its key: text and memory are gone for good"),
 )
 
@@ -172,10 +172,24 @@ class Deeds:
         """Ask which file, keep what is in it, and show it."""
         path = await self._screen.app.push_screen_wait(Ask("Import which file?", str(Path.cwd()) + "/"))
         if path:
-            lines = await read_lines(os.path.expanduser(path))  # noqa: PTH111,ASYNC240  only text
-            name = await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
+            path = os.path.expanduser(path)  # noqa: PTH111,ASYNC240  only text
+            is_own = await asyncio.to_thread(_starts_with, path, b'{"edgekv_conversation"')
+            name = await (self._import_own(path) if is_own else self._import_foreign(path))
             await self._screen.show(await self._screen.session.enter(name))
             await self._screen.refresh_list()
+
+    async def _import_own(self, path: str) -> str:
+        lines = await read_lines(path)
+        return await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
+
+    async def _import_foreign(self, path: str) -> str:
+        """All of them, one after the other; the name of the last."""
+        chats = await asyncio.to_thread(read_foreign, Path(path))
+        name = ""
+        for at, chat in enumerate(chats, 1):
+            self._screen.say(f"importing {at} of {len(chats)}: {one_line(chat.title, 40)}")
+            name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
+        return name
 
     async def forget(self) -> None:
         """Ask, then destroy it and begin a new one."""
@@ -188,3 +202,11 @@ class Deeds:
             await self._screen.show(self._screen.session.draft(private=chat.private))
             await self._screen.refresh_list()
             self._screen.say(f"forgotten: {chat.name}")
+
+
+def _starts_with(path: str, start: bytes) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(start)) == start
+    except OSError as error:
+        raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error

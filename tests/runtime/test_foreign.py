@@ -1,0 +1,126 @@
+"""Conversations of other programs: read as they are exported, refused where they are hostile."""
+
+import json
+import sqlite3
+import zipfile
+from contextlib import closing
+
+import pytest
+
+from edgekv import ConversationError, ForeignChat, read_foreign
+
+
+def node(role, *parts, parent=None):
+    message = {
+        "author": {"role": role},
+        "content": {"content_type": "text", "parts": list(parts)},
+        "weight": 1,
+    }
+    return {"id": "x", "message": message, "parent": parent, "children": []}
+
+
+CHATGPT = [
+    {
+        "title": "Trains",
+        "create_time": 1.5,
+        "current_node": "f",
+        "mapping": {
+            "a": {"id": "a", "message": None, "parent": None},
+            "b": node("system", "Be brief", parent="a"),
+            "c": node("user", "first", {"asset_pointer": "file-1"}, "more", parent="b"),
+            "old": node("assistant", "the other branch", parent="c"),
+            "d": node("tool", parent="c"),
+            "e": node("assistant", "looking it up", parent="d"),
+            "f": node("assistant", "an answer", parent="e"),
+        },
+    },
+    {"title": None, "current_node": "a", "mapping": {"a": node("user", "")}},
+    {
+        "title": "Round",
+        "current_node": "a",
+        "mapping": {"a": node("user", "hi", parent="b"), "b": node("x", parent="a")},
+    },
+]
+TRAINS = ForeignChat("Trains", (("first\n\nmore", "looking it up\n\nan answer"),), "Be brief")
+ROUND = ForeignChat("Round", (("hi", ""),), None)
+
+
+def write_llm(path, *statements):
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            "CREATE TABLE conversations (id TEXT PRIMARY KEY, name TEXT, model TEXT);" + "".join(statements)
+        )
+        db.commit()
+    return path
+
+
+RESPONSES = (
+    "CREATE TABLE responses (id TEXT, model TEXT, prompt TEXT, system TEXT, response TEXT, conversation_id TEXT);"
+    "INSERT INTO conversations VALUES ('c1', 'Ships', 'm');"
+    "INSERT INTO responses VALUES ('2', 'm', 'second', NULL, 'two', 'c1'), ('1', 'm', 'first', 'S', 'one', 'c1');"
+)
+
+
+def test_exports_of_chatgpt_are_read(tmp_path):
+    """Guards imports: the current branch, tools' and empty messages left out, a loop of parents ended."""
+    (tmp_path / "conversations.json").write_text(json.dumps(CHATGPT))
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.write(tmp_path / "conversations.json", "conversations.json")
+    for name in ("conversations.json", "export.zip"):
+        assert read_foreign(tmp_path / name) == [TRAINS, ROUND]
+
+
+def test_logs_of_llm_are_read(tmp_path):
+    """Guards imports of logs.db: in order, with the system prompt, and the file is not written."""
+    path = write_llm(tmp_path / "logs.db", RESPONSES)
+    before = path.read_bytes()
+    assert read_foreign(path) == [ForeignChat("Ships", (("first", "one"), ("second", "two")), "S")]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+HOSTILE = {
+    "nothing": b"",
+    "no JSON": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+    "another shape": b'{"mapping": {}}',
+    "no text": json.dumps([CHATGPT[1]]).encode(),
+    "a torn archive": b"PK\x03\x04" + b"\0" * 40,
+    "a torn database": b"SQLite format 3\0" + b"\xff" * 4096,
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_is_no_export_is_one_clear_error(tmp_path, data):
+    """Guards against tracebacks from files that people download."""
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(ConversationError):
+        read_foreign(path)
+
+
+def test_a_database_of_views_that_never_end_is_refused(tmp_path):
+    """Guards against a schema that computes: a view in a table's place is not followed."""
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+    path = write_llm(tmp_path / "view.db", f"CREATE VIEW responses AS {endless};")
+    with pytest.raises(ConversationError, match="no tables"):
+        read_foreign(path)
+
+
+def test_an_imported_conversation_goes_on(open_runtime):
+    """Guards what imports are for: kept under a free name, and the next message sees all of it."""
+    runtime = open_runtime()
+    assert [runtime.import_foreign(TRAINS), runtime.import_foreign(TRAINS)] == ["Trains", "Trains 2"]
+    assert runtime.import_foreign(ForeignChat("a\x1b[2J\nb", TRAINS.said)) == "a [2J b"
+    runtime.close()
+    runtime = open_runtime()
+    chat = runtime.conversation("Trains")
+    assert [(turn.user, turn.answer) for turn in chat.history()] == list(TRAINS.said)
+    assert chat.system == "Be brief"
+    result = chat.send("and now?")
+    seen = runtime._worker.front.tokenizer.decode(runtime._worker.engine.requests[0].token_ids, special=True)
+    assert seen == (
+        "<s><|system\nBe brief|><|user\nfirst\n\nmore|><|assistant\nlooking it up\n\nan answer|>"
+        "<|user\nand now?|><|assistant\n"
+    )
+    assert result.text == "hello there"
