@@ -30,6 +30,7 @@ def pytest_addoption(parser):
     sizes.addoption("--kills", type=int, help="processes to kill")
     sizes.addoption("--power-losses", type=int, help="power losses to play, of SQLite and of segments each")
     sizes.addoption("--bit-flips", type=int, help="bits to flip, one at a time")
+    sizes.addoption("--cancels", type=int, help="answers to stop at random moments")
     sizes.addoption("--seed", type=int, default=1, help="of every random choice")
 
 
