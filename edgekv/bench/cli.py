@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  # typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgekv import __version__
+from edgekv.bench import cli_long, opening
 from edgekv.bench import decode as decoding
 from edgekv.bench import encryption as encrypting
 from edgekv.bench import fidelity as faithful
 from edgekv.bench import io as reading
 from edgekv.bench import needles as hidden
-from edgekv.bench import opening
 from edgekv.bench import prefill as prefilling
 from edgekv.bench import quality as keeping
 from edgekv.bench import resume as resuming
 from edgekv.bench import tiers as tiering
 from edgekv.bench import writes as writing
+from edgekv.bench.command import (
+    AsJson,
+    Context,
+    Contexts,
+    Peer,
+    PeerContext,
+    Runs,
+    TextPath,
+    begin,
+    print_rows,
+    progress,
+    set_unless_given,
+    write,
+)
 from edgekv.bench.fio import HOW_TO_GET, find_fio
 from edgekv.bench.machine import measure_machine
-from edgekv.bench.peer import PEER, check_peer
-from edgekv.bench.report import Report
+from edgekv.bench.peer import PEER
 from edgekv.bench.setting import Setting, scratch, storage_errors
 from edgekv.bench.text import has_bindings
 from edgekv.cli.options import Given, with_options
-from edgekv.cli.output import write_json
-from edgekv.config import Config
 from edgekv.engine.machine import choose_device
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from edgekv.bench.report import Row
+    from edgekv.config import Config
 
 app = typer.Typer(
     name="bench",
@@ -44,15 +52,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
-Peer = Annotated[str | None, typer.Option(metavar=PEER, help=f"Run this program too, in turn: {PEER}.")]
-Contexts = Annotated[list[int] | None, typer.Option(min=2, metavar="N", help="Tokens; may be repeated.")]
-Context = Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of the conversation.")]
-Runs = Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each program; medians are shown.")]
-TextPath = Annotated[
-    Path | None, typer.Option("--text", metavar="PATH", help="Text to use. Default: a novel.")
-]
+for long_command in (cli_long.perplexity, cli_long.passkey, cli_long.soak):
+    app.command()(long_command)
 
 
 @app.command()
@@ -63,13 +64,18 @@ def prefill(
     peer: Peer = None,
     context: Contexts = None,
     runs: Runs = 5,
+    peer_context: PeerContext = prefilling.PEER_CONTEXT,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """How fast a cold context is computed. Default contexts: 2048 and 7936 tokens."""
-    setting, machine = _begin(given, text, peer)
-    rows = prefilling.measure(setting, context or prefilling.CONTEXTS, runs)
-    _print("prefill", setting, machine, rows, as_json=as_json)
+    """How fast a cold context is computed. Default contexts: 2048 and 7936 tokens.
+
+    With --attention selected contexts may be longer than the trained window, and a row tells how much of the
+    shortest one's speed is kept. A bundled text that is too short is repeated.
+    """
+    setting, machine = begin(given, text, peer)
+    rows = prefilling.measure(setting, context or prefilling.CONTEXTS, runs, peer_context)
+    print_rows("prefill", setting, machine, rows, as_json=as_json)
 
 
 @app.command()
@@ -80,13 +86,19 @@ def decode(
     peer: Peer = None,
     context: Contexts = None,
     runs: Runs = 5,
+    peer_context: PeerContext = decoding.PEER_CONTEXT,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """How fast tokens follow each other. Default contexts: 512, 2048 and 7936 tokens."""
-    setting, machine = _begin(given, text, peer)
-    rows = decoding.measure(setting, context or decoding.CONTEXTS, runs, machine)
-    _print("decode", setting, machine, rows, as_json=as_json)
+    """How fast tokens follow each other. Default contexts: 512, 2048 and 7936 tokens.
+
+    One sequence grows from context to context, all of it in the device pool; with --device-budget within the limits
+    instead, what they do not take in a store on disk. --attention selected allows any length, and a row tells how
+    much of the speed at 2048 tokens is kept. Beyond 2048 tokens the peer's cache is filled with copies of them.
+    """
+    setting, machine = begin(given, text, peer)
+    rows = decoding.measure(setting, context or decoding.CONTEXTS, runs, machine, peer_context)
+    print_rows("decode", setting, machine, rows, as_json=as_json)
 
 
 @app.command()
@@ -98,17 +110,19 @@ def resume(
     context: Contexts = None,
     runs: Runs = 5,
     cold_runs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs from nothing.")
+        int, typer.Option(min=0, metavar="N", help="Runs from nothing; 0: none.")
     ] = resuming.COLD_RUNS,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
-    """How soon a stored conversation answers after a restart. Default context: 7936 tokens."""
-    setting, machine = _begin(given, text, peer)
-    rows = []
-    for tokens in context or [resuming.CONTEXT]:
-        rows += resuming.measure(setting, tokens, runs, cold_runs, machine)
-    _print("resume", setting, machine, rows, as_json=as_json)
+    """How soon a stored conversation answers after a restart. Default context: 7936 tokens.
+
+    With --attention selected contexts may be longer than the trained window, and a row compares longer ones with
+    the shortest. The peer runs at contexts within the window.
+    """
+    setting, machine = begin(given, text, peer)
+    rows = resuming.measure(setting, context or [resuming.CONTEXT], runs, cold_runs, machine)
+    print_rows("resume", setting, machine, rows, as_json=as_json)
 
 
 @app.command()
@@ -123,9 +137,9 @@ def tiers(
 ) -> None:
     """Whether small limits change answers, and are kept. Default: --device-budget 8MiB --host-budget 32MiB."""
     limits = _small_limits(given)
-    setting, machine = _begin(given, text, None)
+    setting, machine = begin(given, text, None)
     rows = tiering.measure(setting, limits, context, steps)
-    _print("tiers", setting, machine, rows, as_json=as_json)
+    print_rows("tiers", setting, machine, rows, as_json=as_json)
 
 
 @app.command()
@@ -143,9 +157,9 @@ def writes(
     as_json: AsJson = False,
 ) -> None:
     """How many bytes reach the disk for each byte that has to."""
-    setting, machine = _begin(given, text, None)
+    setting, machine = begin(given, text, None)
     rows = writing.measure(setting, turns) + writing.measure_long(setting, long_tokens)
-    _print("writes", setting, machine, rows, as_json=as_json)
+    print_rows("writes", setting, machine, rows, as_json=as_json)
 
 
 @app.command()
@@ -164,13 +178,8 @@ def io(
     peer = {"peer": f"{fio.version}, {fio.engine}, direct" if fio else None}
     plan = reading.QUICK if quick else reading.Plan()
     with storage_errors(), scratch(config.data_dir) as folder:
-        rows = reading.measure(folder, plan, fio, _progress)
-    _write("io", {**machine, **peer}, rows, as_json=as_json)
-
-
-def _progress(what: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"measuring: {what}\n")
+        rows = reading.measure(folder, plan, fio, progress)
+    write("io", {**machine, **peer}, rows, as_json=as_json)
 
 
 @app.command()
@@ -184,8 +193,8 @@ def encryption(
     as_json: AsJson = False,
 ) -> None:
     """What encryption at rest costs: the store encrypted, and not encrypted as its peer."""
-    setting, machine = _begin(given, text, None)
-    _print("encryption", setting, machine, encrypting.measure(setting, context, runs), as_json=as_json)
+    setting, machine = begin(given, text, None)
+    print_rows("encryption", setting, machine, encrypting.measure(setting, context, runs), as_json=as_json)
 
 
 @app.command("open")
@@ -203,7 +212,7 @@ def open_(
     config = given.config()
     machine = measure_machine(config.data_dir, choose_device("cpu"))
     with scratch(config.data_dir) as folder:
-        _write("open", machine, opening.measure(folder / "store", size, runs), as_json=as_json)
+        write("open", machine, opening.measure(folder / "store", size, runs), as_json=as_json)
 
 
 @app.command()
@@ -220,8 +229,8 @@ def fidelity(
 ) -> None:
     """How close our distributions are to llama.cpp's (if it is there) and to an fp32 reference's."""
     default = PEER if has_bindings() else None
-    setting, machine = _begin(given, text, default if peer is None else peer)
-    _print("fidelity", setting, machine, faithful.measure(setting, positions), as_json=as_json)
+    setting, machine = begin(given, text, default if peer is None else peer)
+    print_rows("fidelity", setting, machine, faithful.measure(setting, positions), as_json=as_json)
 
 
 @app.command()
@@ -250,45 +259,12 @@ def quality(
     setting.check_room(context + steps + 1)
     machine = measure_machine(config.data_dir, choose_device(config.device))
     with setting.engine(setting.roomy(setting.model.front.context_length)) as engine:
-        rows = keeping.measure(setting, engine, plan, _progress)
-        rows += hidden.measure(setting, engine, found, plan.policies, _progress)
-    _print("quality", setting, machine, rows, as_json=as_json)
+        rows = keeping.measure(setting, engine, plan, progress)
+        rows += hidden.measure(setting, engine, found, plan.policies, progress)
+    print_rows("quality", setting, machine, rows, as_json=as_json)
 
 
 def _small_limits(given: Given) -> Config:
     """This command's own limits, but for those that an option, the environment or the TOML file set."""
     small = {"device_budget": tiering.DEVICE_BYTES, "host_budget": tiering.HOST_BYTES, "attention": "exact"}
-    return _set_unless_given(given, given.config(), small)
-
-
-def _set_unless_given(given: Given, config: Config, values: Mapping[str, object]) -> Config:
-    default = Config()
-    unset = {
-        name: value
-        for name, value in values.items()
-        if name not in given.options and getattr(config, name) == getattr(default, name)
-    }
-    return config.replace(unset)
-
-
-def _begin(given: Given, text: Path | None, peer: str | None) -> tuple[Setting, Mapping[str, object]]:
-    """Options, and the machine's limits before anything else runs. Errors of options come first."""
-    config = _set_unless_given(given, given.config(), {"attention": "exact"})
-    setting = Setting(config, text, check_peer(peer))
-    device = choose_device(config.device)
-    _ = setting.text  # a missing model or text is told before the seconds of measuring
-    return setting, measure_machine(config.data_dir, device)
-
-
-def _print(
-    command: str, setting: Setting, machine: Mapping[str, object], rows: Sequence[Row], *, as_json: bool
-) -> None:
-    _write(command, {**machine, **setting.machine_notes()}, rows, as_json=as_json)
-
-
-def _write(command: str, machine: Mapping[str, object], rows: Sequence[Row], *, as_json: bool) -> None:
-    report = Report(f"bench {command}", __version__, machine, rows)
-    if as_json:
-        write_json(report.as_object())
-    else:
-        sys.stdout.write(report.as_table() + "\n")
+    return set_unless_given(given, given.config(), small)

@@ -1,84 +1,149 @@
 """`bench decode`: how fast one token follows another when the context is cached.
 
-The floor is what the memory's bandwidth allows: every weight once, and the keys and values of the context.
+One sequence grows from context to context; after each timed run it is cut back. Everything lies in the device pool,
+unless `--device-budget` is given: then the limits hold, and what they do not take lies in a store on disk.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekv.bench.alternate import alternate
-from edgekv.bench.prefill import peer_once
+from edgekv.bench.filling import COMPUTED, SEQUENCES, Filling
+from edgekv.bench.floor import decode_floor
+from edgekv.bench.inside import tier_bytes
 from edgekv.bench.setting import generate
-from edgekv.models.linear import Linear, weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgekv.bench.peer import LlamaCpp
-    from edgekv.bench.report import Row
+    from edgekv.bench.report import Labels, Row
     from edgekv.bench.setting import Setting
     from edgekv.engine.engine import Engine
-    from edgekv.models.decoder import Decoder
-    from edgekv.models.linear import Stack
+    from edgekv.events import Result
 
 CONTEXTS = (512, 2048, 7936)
 NUM_TOKENS = 64
+PEER_CONTEXT = 32_768
+KEPT_FROM = 2048
 
 
-def measure(setting: Setting, contexts: Sequence[int], runs: int, machine: Mapping[str, object]) -> list[Row]:
-    """Tokens per second of 64 greedy tokens (the last 63 intervals), and the share of the floor."""
-    setting.check_room(max(contexts) + NUM_TOKENS)
-    rows = []
-    for context in contexts:
-        total = context + NUM_TOKENS
-        ids = setting.text.take(context)
-        with setting.engine(setting.roomy(total)) as engine, setting.peer(total) as peer:
-            _ours(engine, ids)
-            if peer is not None:
-                peer_once(peer, ids)
-                _peer(peer, ids)
-            ours, peers = alternate(
-                runs,
-                lambda: _ours(engine, ids),  # noqa: B023  # called in this turn of the loop
-                None if peer is None else lambda: _peer(peer, ids),  # noqa: B023
-            )
-        labels = setting.labels(context)
-        row = labels.measured("decode_tokens_per_s", "tok/s", ours, peers, better="higher")
-        rows.append(row)
-        rate = machine.get("device_memory_read_gb_per_s") or machine["memory_read_gb_per_s"]
-        assert isinstance(rate, float)
-        attended = (context + NUM_TOKENS // 2) * setting.shape.column_bytes / 16
-        floor_s = (bytes_per_token(setting.model.decoder) + attended) / (rate * 1e9)
-        assert row.ours is not None
-        rows.append(labels.row("eta_decode", "floor/measured", ours=floor_s * row.ours))
+@dataclass(slots=True)
+class _Ours:
+    """Our side at one context; `last` is what its latest run told."""
+
+    engine: Engine
+    ids: Sequence[int]
+    durable: bool
+    last: Result | None = None
+
+    def __call__(self) -> float:
+        """Tokens per second; what the run before left of `ids` is reused."""
+        self.last = generate(self.engine, self.ids, NUM_TOKENS, durable=self.durable)
+        return self.last.timings.decode_tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """llama.cpp's at as many tokens."""
+
+    peer: LlamaCpp
+    filling: Filling
+    context: int
+
+    def __call__(self) -> float:
+        """Tokens per second."""
+        peer, filling = self.peer, self.filling
+        filling.grow(self.context - 1)
+        peer.feed(filling.ids[self.context - 1 : self.context])
+        token = peer.greedy()
+        start = time.perf_counter()
+        for _ in range(NUM_TOKENS - 1):
+            peer.feed([token])
+            token = peer.greedy()
+        return (NUM_TOKENS - 1) / (time.perf_counter() - start)
+
+
+def measure(
+    setting: Setting,
+    contexts: Sequence[int],
+    runs: int,
+    machine: Mapping[str, object],
+    peer_context: int | None = PEER_CONTEXT,
+) -> list[Row]:
+    """Tokens per second of 64 greedy tokens (the last 63 intervals), and the share of the floor.
+
+    llama.cpp runs at contexts of up to `peer_context` tokens.
+    """
+    contexts = sorted(set(contexts))
+    longest, peer_context = contexts[-1] + NUM_TOKENS, peer_context or 0
+    setting.check_fits(longest)
+    text = setting.long_text(longest)
+    compared = max((context for context in contexts if context <= peer_context), default=0)
+    num_cells = compared + NUM_TOKENS + COMPUTED if compared else 0
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        is_limited = setting.config.device_budget is not None
+        config = setting.config if is_limited else setting.roomy(longest)
+        store = stack.enter_context(setting.scratch()) / "store" if is_limited else None
+        engine = stack.enter_context(setting.engine(config, store))
+        peer = stack.enter_context(setting.peer(num_cells, num_sequences=SEQUENCES))
+        filling = None if peer is None else Filling(peer, text.ids)
+        for context in contexts:
+            ours = _Ours(engine, text.take(context), durable=is_limited)
+            theirs = None
+            if peer is not None and filling is not None and context <= peer_context:
+                theirs = _Peer(peer, filling, context)
+                theirs()
+            ours()
+            figures = alternate(runs, ours, theirs)
+            assert ours.last is not None
+            labels = setting.labels(context, text.name)
+            rows += _rows(setting, labels, context, figures, ours.last, machine)
+            if is_limited:
+                rows += _tier_rows(labels, engine)
+    return rows + _kept(rows)
+
+
+def _rows(
+    setting: Setting,
+    labels: Labels,
+    context: int,
+    figures: tuple[list[float], list[float]],
+    last: Result,
+    machine: Mapping[str, object],
+) -> list[Row]:
+    row = labels.measured("decode_tokens_per_s", "tok/s", *figures, better="higher")
+    rows, attended, promoted = [row], context + NUM_TOKENS / 2, 0.0
+    if setting.selects:
+        use = last.attention
+        attended = use.mean_tokens or attended
+        promoted = use.promoted_bytes / NUM_TOKENS
+        rows.append(labels.row("attended_tokens", "tokens, mean", ours=attended))
+        rows.append(labels.row("promoted_bytes_per_token", "bytes from disk", ours=promoted))
+    floor_s = decode_floor(setting, machine, context, attended, promoted)
+    assert row.ours is not None
+    rows.append(labels.row("eta_decode", "floor/measured", ours=floor_s * row.ours))
     return rows
 
 
-def _ours(engine: Engine, ids: Sequence[int]) -> float:
-    """Tokens per second; what the run before left of `ids` is reused."""
-    return generate(engine, ids, NUM_TOKENS).timings.decode_tokens_per_s
+def _tier_rows(labels: Labels, engine: Engine) -> list[Row]:
+    """Where the KV and its abstracts lie now."""
+    return [
+        labels.row(f"{tier}_{what}_bytes", "bytes", ours=size)
+        for tier, sizes in tier_bytes(engine).items()
+        for what, size in sizes.items()
+    ]
 
 
-def _peer(peer: LlamaCpp, ids: Sequence[int]) -> float:
-    peer.shorten(len(ids) - 1)
-    peer.feed(ids[-1:])
-    token = peer.greedy()
-    start = time.perf_counter()
-    for _ in range(NUM_TOKENS - 1):
-        peer.feed([token])
-        token = peer.greedy()
-    return (NUM_TOKENS - 1) / (time.perf_counter() - start)
-
-
-def bytes_per_token(decoder: Decoder) -> int:
-    """Bytes of weights that one token reads: all layers and the head in packed form."""
-    parts = [p for layer in decoder.layers for p in (layer.qkv, layer.attn_out, layer.gate_up, layer.down)]
-    return sum(_packed_bytes(part) for part in [*parts, decoder.head])
-
-
-def _packed_bytes(part: Linear | Stack) -> int:
-    if isinstance(part, Linear):
-        return weight_bytes(part.weight)
-    return sum(weight_bytes(each.weight) for each in part.parts)
+def _kept(rows: Sequence[Row]) -> list[Row]:
+    """Of our speed at 2,048 tokens (or at the shortest context), what is left at each longer one."""
+    rates = [row for row in rows if row.metric == "decode_tokens_per_s"]
+    base = next((row for row in rates if row.context == KEPT_FROM), rates[0])
+    return [
+        row.share_of(base, "decode_speed_kept") for row in rates if (row.context or 0) > (base.context or 0)
+    ]

@@ -47,8 +47,17 @@ def peer_version() -> str | None:
 class LlamaCpp:
     """A model and one context of `num_context` tokens. Close it, or use it in a `with`."""
 
-    def __init__(self, path: Path, num_context: int, *, num_threads: int, use_gpu: bool = False) -> None:
-        """Raises ModelLoadError when the library or the file cannot be loaded."""
+    def __init__(
+        self,
+        path: Path,
+        num_context: int,
+        *,
+        num_threads: int,
+        use_gpu: bool = False,
+        num_sequences: int = 1,
+    ) -> None:
+        """Two sequences are what `repeat` needs. ModelLoadError when the library or the file cannot be loaded."""
+        self.num_context = num_context
         self._lib = load_bindings()
         self._context: Any = None
         self._batch: Any = None
@@ -58,7 +67,9 @@ class LlamaCpp:
         self._model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelLoadError(f"{PEER} cannot load {path}; leave --peer out")
-        self._context = self._lib.llama_init_from_model(self._model, self._settings(num_context, num_threads))
+        self._context = self._lib.llama_init_from_model(
+            self._model, self._settings(num_threads, num_sequences)
+        )
         if not self._context:
             self.close()
             raise ModelLoadError(
@@ -69,11 +80,12 @@ class LlamaCpp:
         self._batch = self._lib.llama_batch_init(BATCH, 0, 1)
         self.num_tokens = 0
 
-    def _settings(self, num_context: int, num_threads: int) -> Any:
+    def _settings(self, num_threads: int, num_sequences: int) -> Any:
         params = self._lib.llama_context_default_params()
-        params.n_ctx = -(-num_context // 256) * 256
+        params.n_ctx = -(-self.num_context // 256) * 256
         params.n_batch = params.n_ubatch = BATCH
-        params.n_seq_max = 1
+        params.n_seq_max = num_sequences
+        params.kv_unified = True  # one cache, not one of half the size for each sequence
         params.n_threads = params.n_threads_batch = num_threads
         params.flash_attn_type = self._lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
@@ -137,6 +149,29 @@ class LlamaCpp:
         if not read:
             raise ModelLoadError(f"{PEER} could not restore its state from {path}")
         self.num_tokens = int(count.value)
+
+    def state(self) -> Any:
+        """The sequence's tokens as bytes, for `repeat`."""
+        size = self._lib.llama_state_seq_get_size(self._context, 0)
+        data = (self._lib.ctypes.c_uint8 * size)()
+        if not self._lib.llama_state_seq_get_data(self._context, data, size, 0):
+            raise ModelLoadError(f"{PEER} could not hand out its state")
+        return data
+
+    def repeat(self, state: Any, num_tokens: int) -> None:
+        """Put the first `num_tokens` of a `state` behind the sequence, moved to the positions that follow.
+
+        As many cells are in use, and visible to the next token, as if they had been computed; only what they hold
+        is another text's. Needs two sequences.
+        """
+        lib, memory = self._lib, self._memory
+        if not lib.llama_state_seq_set_data(self._context, state, len(state), 1):
+            raise ModelLoadError(f"{PEER} has no room for {num_tokens} more tokens; use a smaller --context")
+        lib.llama_memory_seq_rm(memory, 1, num_tokens, -1)
+        lib.llama_memory_seq_add(memory, 1, 0, -1, self.num_tokens)
+        lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+        lib.llama_memory_seq_rm(memory, 1, -1, -1)
+        self.num_tokens += num_tokens
 
     def _decode(self, token_ids: Sequence[int], *, all_logits: bool) -> None:
         batch, count = self._batch, len(token_ids)

@@ -43,6 +43,13 @@ class Row:
     encrypted: bool | None = None
     text: str | None = None
 
+    def share_of(self, base: Row, metric: str) -> Row:
+        """A row that tells which share of `base`'s figure ours is: the same measure at another context."""
+        assert base.ours, base.metric
+        share = None if self.ours is None else self.ours / base.ours
+        empty = dataclasses.replace(self, peer=None, ratio=None, runs=None, spread=None)
+        return dataclasses.replace(empty, metric=metric, unit=f"of that at {base.context:,}", ours=share)
+
 
 _ORDER = (
     *(
@@ -71,6 +78,8 @@ class Labels:
     device: str | None = None
     backend: str | None = None
     text: str | None = None
+    policy: str | None = None
+    budget: int | None = None
 
     def row(self, metric: str, unit: str, **values: Value | None) -> Row:
         """A row of figures that are not repeated runs."""
@@ -106,6 +115,8 @@ class Labels:
             device=self.device,
             backend=self.backend,
             text=self.text,
+            policy=self.policy,
+            budget=self.budget,
         )
 
 

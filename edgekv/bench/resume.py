@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 from edgekv.bench import talk
 from edgekv.bench.alternate import alternate
 from edgekv.bench.child import run_child
-from edgekv.bench.inside import store_of
+from edgekv.bench.inside import LeafBytes, store_of
 from edgekv.bench.page_cache import drop_page_cache
 from edgekv.bench.prefill import ours_once, peer_once
 from edgekv.bench.setting import generate
 from edgekv.bench.text import RANDOM
+from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edgekv.bench.peer import LlamaCpp
-    from edgekv.bench.report import Row
+    from edgekv.bench.report import Labels, Row
     from edgekv.bench.setting import Setting
 
 CONTEXT = 7936
@@ -47,18 +48,37 @@ class _Figures:
     warm: list[float] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    leaves_read: list[int] = field(default_factory=list)
     peer_state_bytes: int | None = None
     starts: list[float] = field(default_factory=list)
 
 
 def measure(
+    setting: Setting,
+    contexts: Sequence[int],
+    runs: int,
+    cold_runs: int,
+    machine: Mapping[str, object],
+) -> list[Row]:
+    """All rows of all contexts; what a longer one takes beside the shortest."""
+    longest = max(len(turn) for turn in setting.text.turns)
+    setting.check_fits(max(contexts) + longest + 1)
+    rows: list[Row] = []
+    for context in contexts:
+        rows += _measure(setting, context, runs, cold_runs, machine)
+    times = [row for row in rows if row.metric == "resume_ttft_s"]
+    base = min(times, key=lambda row: row.context or 0)
+    return rows + [row.share_of(base, "resume_ttft_of_shortest") for row in times if row is not base]
+
+
+def _measure(
     setting: Setting, context: int, runs: int, cold_runs: int, machine: Mapping[str, object]
 ) -> list[Row]:
-    """All rows of one context."""
     longest = max(len(turn) for turn in setting.text.turns)
-    setting.check_room(context + longest + 1)
     has_text = setting.text.name != RANDOM
-    ids, figures = setting.text.take(context), _Figures()
+    text = setting.long_text(context)
+    ids, figures = text.take(context), _Figures()
+    in_window = context + longest + 1 <= setting.model.front.context_length
     with setting.scratch() as folder:
         run_child(
             "talk" if has_text else "store",
@@ -67,14 +87,15 @@ def measure(
             store=str(folder / "store"),
             ids=ids,
         )
-        with setting.peer(context + longest + 1) as peer:
-            _cold(setting, ids, peer, cold_runs, figures)
+        with setting.peer(context + longest + 1 if in_window and cold_runs else 0) as peer:
+            if cold_runs:
+                _cold(setting, ids, peer, cold_runs, figures)
             _resumes(_Resume(setting, ids, folder, has_text), peer, runs, figures)
         for _ in range(min(runs, 3)):
             start = time.perf_counter()
             run_child("load", setting.config, setting.model_path)
             figures.starts.append(time.perf_counter() - start)
-    return _rows(setting, context, figures, machine)
+    return _rows(setting, setting.labels(context, text.name), figures, machine)
 
 
 def _cold(setting: Setting, ids: list[int], peer: LlamaCpp | None, runs: int, figures: _Figures) -> None:
@@ -104,14 +125,17 @@ class _Resume:
         if self.has_text:
             found = talk.resume(self.setting, store, len(self.ids), number, drop=drop)
             figures.read.append(found.bytes_read)
+            figures.leaves_read.append(found.leaf_bytes_read)
             figures.reused.append(found.reused_tokens)
             return found.ttft_s
         whole = self.ids + self.setting.text.turns[number % len(self.setting.text.turns)]
         if drop:
             drop_page_cache(store)
         with self.setting.engine(self.setting.roomy(len(whole) + 1), store) as engine:
+            leaves = LeafBytes(store_of(engine))
             result = generate(engine, whole, durable=True, at=time.perf_counter())
             figures.read.append(store_of(engine).stats().bytes_read)
+            figures.leaves_read.append(leaves.num_bytes)
         figures.reused.append(result.usage.reused_tokens)
         return result.timings.ttft_s
 
@@ -140,13 +164,14 @@ def _resumes(resume: _Resume, peer: LlamaCpp | None, runs: int, figures: _Figure
         figures.warm.append(resume.ours(number, _Figures(), drop=False))
 
 
-def _rows(setting: Setting, context: int, figures: _Figures, machine: Mapping[str, object]) -> list[Row]:
-    labels = setting.labels(context)
-    if setting.text.name == RANDOM:
+def _rows(setting: Setting, labels: Labels, figures: _Figures, machine: Mapping[str, object]) -> list[Row]:
+    if labels.text == RANDOM:
         labels = dataclasses.replace(labels, text=f"{RANDOM}, engine alone (no tokenizer)")
-    rows = [
-        labels.measured("resume_ttft_s", "s", figures.resumed, figures.peer_cold, better="lower"),
-        labels.measured("cold_ttft_s", "s", figures.cold, figures.peer_cold, better="lower"),
+    assert labels.context is not None
+    rows = [labels.measured("resume_ttft_s", "s", figures.resumed, figures.peer_cold, better="lower")]
+    if figures.cold:
+        rows.append(labels.measured("cold_ttft_s", "s", figures.cold, figures.peer_cold, better="lower"))
+    rows += [
         labels.measured("resume_warm_ttft_s", "s", figures.warm, better="lower"),
         labels.measured("process_start_s", "s", figures.starts, better="lower"),
     ]
@@ -154,13 +179,27 @@ def _rows(setting: Setting, context: int, figures: _Figures, machine: Mapping[st
         restored = figures.resumed, figures.peer_restored
         rows.append(labels.measured("peer_restore_ttft_s", "s", *restored, better="lower"))
         rows.append(labels.row("peer_state_bytes", "bytes", peer=figures.peer_state_bytes))
-    resumed, read = median(figures.resumed), median(figures.read)
-    gain = median(figures.cold) / resumed
-    rows.append(labels.row("resume_gain", "cold/resume", ours=gain, ratio=gain))
+    resumed = median(figures.resumed)
+    if figures.cold:
+        gain = median(figures.cold) / resumed
+        rows.append(labels.row("resume_gain", "cold/resume", ours=gain, ratio=gain))
     reused = min(figures.reused)
-    rows.append(labels.row("reused_tokens", "tokens", ours=reused, ratio=reused / context))
-    rows.append(labels.row("resume_bytes_read", "bytes", ours=int(read)))
+    rows.append(labels.row("reused_tokens", "tokens", ours=reused, ratio=reused / labels.context))
+    return rows + _read_rows(setting, labels, figures, machine)
+
+
+def _read_rows(
+    setting: Setting, labels: Labels, figures: _Figures, machine: Mapping[str, object]
+) -> list[Row]:
+    """What was read before the first token, of the conversation's KV, and how near to the drive's limit."""
+    read, leaves = median(figures.read), median(figures.leaves_read)
+    kv = min(figures.reused) // LEAF_TOKENS * setting.shape.column_bytes
+    rows = [labels.row("resume_bytes_read", "bytes", ours=int(read))]
+    if setting.selects and kv:
+        rows.append(labels.row("resume_read_share", "of the KV, in all", ours=read / kv))
+        rows.append(labels.row("resume_index_share", "of the KV, abstracts", ours=(read - leaves) / kv))
     bandwidth = machine.get("disk_read_mb_per_s")
     if isinstance(bandwidth, float):
-        rows.append(labels.row("eta_resume", "floor/measured", ours=read / (bandwidth * 1e6) / resumed))
+        floor = read / (bandwidth * 1e6)
+        rows.append(labels.row("eta_resume", "floor/measured", ours=floor / median(figures.resumed)))
     return rows

@@ -76,10 +76,21 @@ class Setting:
         """Where our model runs."""
         return self.model.decoder.device
 
-    def labels(self, context: int | None) -> Labels:
-        """What the rows of this run have in common."""
-        kind = self.device.type
-        return Labels(context=context, device=kind, backend=kernels.describe()[kind], text=self.text.name)
+    def labels(self, context: int | None, text: str | None = None) -> Labels:
+        """What the rows of this run have in common; of selected attention its method and budget too.
+
+        `text`: the name of the one that was used, if it is not the setting's.
+        """
+        kind, config = self.device.type, self.config
+        return Labels(
+            context=context,
+            attention=config.attention,
+            device=kind,
+            backend=kernels.describe()[kind],
+            text=self.text.name if text is None else text,
+            policy=config.selection if self.selects else None,
+            budget=config.budget if self.selects else None,
+        )
 
     def machine_notes(self) -> dict[str, object]:
         """What else a reader must know of how the two programs ran."""
@@ -98,8 +109,23 @@ class Setting:
         window = self.model.front.context_length
         if num_tokens > window:
             raise ConfigError(
-                f"{num_tokens} tokens are needed and the model was trained on {window}: use a smaller --context"
+                f"{num_tokens} tokens are needed and the model was trained on {window}: use a smaller --context "
+                "(decode, prefill and resume also take --attention selected)"
             )
+
+    @property
+    def selects(self) -> bool:
+        """Whether attention may read a budget only; then contexts may be longer than the trained window."""
+        return self.config.attention != "exact"
+
+    def long_text(self, count: int) -> Text:
+        """The text to measure speed with; a bundled one that is too short is repeated, and its name says so."""
+        return self.text if self.text_path is not None else self.text.at_least(count)
+
+    def check_fits(self, num_tokens: int) -> None:
+        """`check_room`, unless attention selects."""
+        if not self.selects:
+            self.check_room(num_tokens)
 
     def roomy(self, num_tokens: int) -> Config:
         """The options with a device pool that holds `num_tokens`, unless theirs is larger."""
@@ -120,14 +146,16 @@ class Setting:
         gc.collect()  # the arenas go now, not in the middle of the next measurement
 
     @contextmanager
-    def peer(self, num_context: int) -> Iterator[LlamaCpp | None]:
-        """llama.cpp with room for `num_context` tokens, or None when no peer is wanted."""
-        if not self.wants_peer:
+    def peer(self, num_context: int, *, num_sequences: int = 1) -> Iterator[LlamaCpp | None]:
+        """llama.cpp with room for `num_context` tokens (above 0), or None when no peer is wanted."""
+        if not self.wants_peer or num_context <= 0:
             yield None
             return
         threads = torch.get_num_threads() if self.model else 1
         use_gpu = self.device.type == "cuda"
-        with LlamaCpp(self.model_path, num_context, num_threads=threads, use_gpu=use_gpu) as peer:
+        with LlamaCpp(
+            self.model_path, num_context, num_threads=threads, use_gpu=use_gpu, num_sequences=num_sequences
+        ) as peer:
             yield peer
 
     def scratch(self) -> AbstractContextManager[Path]:

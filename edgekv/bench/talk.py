@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekv.bench.inside import decode_ids, engine_of, message_tokens, store_of
+from edgekv.bench.inside import LeafBytes, decode_ids, engine_of, message_tokens, store_of
 from edgekv.bench.page_cache import drop_page_cache
 from edgekv.errors import ConfigError
 from edgekv.runtime import Runtime
@@ -22,31 +22,38 @@ if TYPE_CHECKING:
 
     from edgekv.bench.setting import Setting
     from edgekv.config import Config
+    from edgekv.conversation.conversation import Conversation
 
 NAME = "bench"
 QUESTION = "{}: what happened next?"  # the number first: runs differ from the first token of the text on
 ROOM = 256  # tokens for the new turn and what the template puts around it
+TURN_TOKENS = 1024
 _TRIES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """One answer's first token: seconds, tokens whose KV was there, bytes read for them."""
+    """One answer's first token: seconds, tokens whose KV was there, bytes read (of leaves, and in all)."""
 
     ttft_s: float
     reused_tokens: int
     bytes_read: int
+    leaf_bytes_read: int
 
 
 def store(setting: Setting, data_dir: Path, ids: Sequence[int]) -> int:
-    """Say the text of `ids`, cut so that the context has their number of tokens, and keep it.
+    """Say the text of `ids` in messages of about 1,024 tokens, the last cut so that the context has their number of
+    tokens, and keep it.
 
-    Returns the tokens of the context up to the answer (of one token). They are the number asked for but
+    Returns the tokens of the context up to the last answer (of one token). They are the number asked for but
     where no cut of the text gives it exactly; then a few more.
     """
     with _runtime(setting, data_dir, len(ids)) as runtime:
-        text = _cut(runtime, ids)
-        chat = runtime.conversation(NAME)
+        chat, said = runtime.conversation(NAME), 0
+        while len(ids) - chat.num_tokens() > 2 * TURN_TOKENS:
+            chat.send(decode_ids(runtime, ids[said : said + TURN_TOKENS]), max_tokens=1, temperature=0.0)
+            said += TURN_TOKENS
+        text = _cut(runtime, chat, ids[said:], len(ids) - chat.num_tokens())
         return chat.send(text, max_tokens=1, temperature=0.0).usage.prompt_tokens
 
 
@@ -64,6 +71,7 @@ def resume(setting: Setting, data_dir: Path, context: int, number: int, *, drop:
             "Hello", max_tokens=1, temperature=0.0
         )  # ends when it is warm
         counters = store_of(engine_of(runtime))
+        leaves = LeafBytes(counters)
         before = counters.stats().bytes_read
         if drop:
             drop_page_cache(data_dir)  # opening read some of it
@@ -71,8 +79,8 @@ def resume(setting: Setting, data_dir: Path, context: int, number: int, *, drop:
         chat = runtime.conversation(NAME)
         result = chat.send(QUESTION.format(number), submitted_at=start, max_tokens=1, temperature=0.0)
         read = counters.stats().bytes_read - before
-        chat.switch(chat.history()[0].id)
-    return Resumed(result.timings.ttft_s, result.usage.reused_tokens, read)
+        chat.switch(chat.history()[-2].id)
+    return Resumed(result.timings.ttft_s, result.usage.reused_tokens, read, leaves.num_bytes)
 
 
 @contextmanager
@@ -91,17 +99,17 @@ def _runtime(setting: Setting, data_dir: Path, context: int) -> Iterator[Runtime
     gc.collect()  # the arenas go now, not in the middle of the next measurement
 
 
-def _cut(runtime: Runtime, ids: Sequence[int]) -> str:
-    """The start of the ids' text that makes a context of just their number of tokens, or of few more."""
-    wanted = len(ids)
-    fixed = message_tokens(runtime, "")
+def _cut(runtime: Runtime, chat: Conversation, ids: Sequence[int], wanted: int) -> str:
+    """The start of the ids' text that adds just `wanted` tokens to the conversation, or few more."""
+    turns = chat.history()
+    fixed = message_tokens(runtime, "", turns)
     if fixed >= wanted:
         raise ConfigError(f"the chat template alone has {fixed} tokens: use a larger --context")
     count, best = wanted - fixed, ""
     nearest = 0
     for _ in range(_TRIES):
         text = decode_ids(runtime, ids[:count])
-        found = message_tokens(runtime, text)
+        found = message_tokens(runtime, text, turns)
         if found == wanted:
             return text
         if found > wanted and (not best or found < nearest):
@@ -111,5 +119,5 @@ def _cut(runtime: Runtime, ids: Sequence[int]) -> str:
         return best
     while found < wanted:  # the ids' text has fewer tokens than it had as a whole text's start
         text += " and"
-        found = message_tokens(runtime, text)
+        found = message_tokens(runtime, text, turns)
     return text

@@ -5,6 +5,7 @@ Knows the bundled excerpt. Speed does not depend on what the ids are; fidelity d
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -42,6 +43,13 @@ class Text:
                 f"{self.name} has only {len(self.ids)} tokens, {count} are needed; give a longer --text"
             )
         return self.ids[:count]
+
+    def at_least(self, count: int) -> Text:
+        """This text, repeated until it has `count` ids; the name then says so. For speeds, not for quality."""
+        if count <= len(self.ids):
+            return self
+        times = -(-count // len(self.ids))
+        return dataclasses.replace(self, name=f"{self.name}, repeated", ids=self.ids * times)
 
 
 def load_text(model: Path, path: Path | None = None, bundled: str = BUNDLED) -> Text:

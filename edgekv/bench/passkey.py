@@ -1,0 +1,127 @@
+"""`bench passkey`: a number hidden at several depths of a conversation far longer than the trained window.
+
+A depth counts where exact attention finds the number in a context that fits the window; there the budget has to
+find it in the long one. Depths are taken deepest first, so that each keeps the KV in front of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekv.bench.inside import runner_of
+from edgekv.bench.setting import SEQUENCE, generate
+from edgekv.engine.front import ModelFront
+from edgekv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edgekv.bench.report import Row
+    from edgekv.bench.setting import Setting
+    from edgekv.engine.engine import Engine
+    from edgekv.models.tokenizer import Tokenizer
+
+CONTEXT = 65_536
+SHORT_CONTEXT = 4_096
+DEPTHS = (0, 25, 50, 75, 100)
+_MARGIN = 6  # tokens of an answer beyond those of the number
+_NUMBERS = (3146927, 4751100, 1491251, 8263519, 5920374, 7318046, 2685493)
+_NAMES = (
+    "rapid-basket",
+    "calm-jacket",
+    "jolly-orchard",
+    "noble-lantern",
+    "quiet-ribbon",
+    "opal-drawer",
+    "tidy-turbine",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hidden:
+    """What is hidden at one depth, in percent, and how it is asked for."""
+
+    depth: int
+    needle: str
+    question: str
+    answer: str
+
+
+def hidden_at(depths: Sequence[int]) -> list[_Hidden]:
+    """A name and a number for each depth, deepest first."""
+    found = []
+    for number, depth in enumerate(sorted(set(depths), reverse=True)):
+        name, value = _NAMES[number % len(_NAMES)], _NUMBERS[number % len(_NUMBERS)]
+        said = f"The special number for {name} is"
+        found.append(
+            _Hidden(
+                depth, f" {said} {value}.", f"\n\nWhat is the special number for {name}? {said}", str(value)
+            )
+        )
+    return found
+
+
+def measure(
+    setting: Setting, context: int, short_context: int, depths: Sequence[int], progress: Callable[[str], None]
+) -> list[Row]:
+    """Found or not at each depth, and how many of what exact attention finds. ConfigError without a tokenizer."""
+    front = setting.model.front
+    if not isinstance(front, ModelFront):
+        raise ConfigError("passkeys need the model's tokenizer: install llama-cpp-python")
+    setting.check_room(short_context)
+    things, text = hidden_at(depths), setting.long_text(context)
+    found: list[list[bool]] = []
+    with setting.engine(setting.roomy(context)) as engine:
+        runner = runner_of(engine)
+        long_attention = runner.attention
+        for length in (short_context, context):
+            runner.attention = "exact" if length == short_context else long_attention
+            search = _Search(engine, front.tokenizer, text.take(length), progress)
+            found.append([search.finds(thing) for thing in things])
+            engine.release(SEQUENCE, forget=False)
+    labels = setting.labels(context, text.name)
+    rows = [
+        dataclasses.replace(
+            labels.row(
+                "passkey_found", f"1: yes (peer: exact, {short_context:,})", ours=int(long), peer=int(near)
+            ),
+            depth=thing.depth,
+        )
+        for thing, near, long in zip(things, *found, strict=True)
+    ]
+    wanted = sum(found[0])
+    both = sum(near and long for near, long in zip(*found, strict=True))
+    share = both / wanted if wanted else None
+    rows.append(labels.row("passkey_solved", "depths (peer: exact)", ours=both, peer=wanted, ratio=share))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One engine over one text."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    ids: Sequence[int]
+    progress: Callable[[str], None]
+
+    def finds(self, thing: _Hidden) -> bool:
+        """Whether the likeliest tokens after the question hold the number."""
+        tokenizer = self.tokenizer
+        needle = tokenizer.encode(thing.needle, special=False)
+        question = tokenizer.encode(thing.question, special=False)
+        answer = len(tokenizer.encode(thing.answer, special=False)) + _MARGIN
+        filler = list(self.ids[: len(self.ids) - len(needle) - len(question) - answer])
+        place = self._sentence_end(filler, len(filler) * thing.depth // 100)
+        self.progress(f"{len(self.ids)} tokens, a number at {thing.depth} %")
+        context = [*filler[:place], *needle, *filler[place:], *question]
+        result = generate(self.engine, context, answer)
+        return thing.answer in tokenizer.decode(result.token_ids)
+
+    def _sentence_end(self, ids: Sequence[int], near: int) -> int:
+        """The place between two sentences that is nearest."""
+        ends = self.tokenizer.sentence_ends()
+        gaps = [0, *(place + 1 for place, token in enumerate(ids) if token in ends), len(ids)]
+        return min(gaps, key=lambda gap: abs(gap - near))

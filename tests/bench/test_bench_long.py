@@ -1,0 +1,241 @@
+"""Commands for contexts beyond the trained window (1,024 tokens here), on a tiny model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from edgekv.bench import decode, filling, soak
+from edgekv.bench.floor import index_bytes_read
+from edgekv.bench.inside import residency_of
+from edgekv.bench.passkey import hidden_at
+from edgekv.bench.peer import LlamaCpp
+from edgekv.bench.setting import SEQUENCE, Setting
+from edgekv.bench.sliding import SlidingAttention
+from edgekv.bench.text import Text, has_bindings
+from edgekv.cache.directory import Directory
+from edgekv.cache.sequence import Sequence
+from edgekv.config import Config
+from edgekv.tiers.arrivals import Arrivals
+from edgekv_kernels.reference.turning import turned
+
+needs_peer = pytest.mark.skipif(not has_bindings(), reason="llama-cpp-python is not installed")
+SELECTED = ("--attention", "selected", "--budget", "128")
+
+
+def figures(report):
+    keys = [(row["metric"], row["context"], row["depth"]) for row in report["rows"]]
+    assert len(keys) == len(set(keys)), "a metric with its labels is unique"
+    return {(row["metric"], row["context"]): row for row in report["rows"]}
+
+
+@needs_peer
+def test_decode_grows_one_sequence_beyond_the_window_beside_a_filled_peer(bench, monkeypatch):
+    """Guards the filling: a peer with fewer cells in use than tokens asked for would look fast."""
+    monkeypatch.setattr(filling, "COMPUTED", 64)
+    monkeypatch.setattr(decode, "NUM_TOKENS", 4)
+    seen = []
+    real = LlamaCpp.feed
+
+    def feed(self, token_ids):
+        real(self, token_ids)
+        positions = (self._lib.llama_memory_seq_pos_min, self._lib.llama_memory_seq_pos_max)
+        seen.append((self.num_tokens, *(position(self._memory, 0) for position in positions)))
+        assert self._lib.llama_memory_seq_pos_max(self._memory, 1) == -1, "copies are the sequence's own"
+
+    monkeypatch.setattr(LlamaCpp, "feed", feed)
+    where = ["--context", "1400", "--context", "48", "--context", "200", "--runs", "2"]
+    code, report = bench("decode", *SELECTED, *where, "--peer", "llama.cpp", "--peer-context", "300")
+    assert code == 0
+    rows = figures(report)
+    assert [(first, last + 1) for _, first, last in seen] == [(0, tokens) for tokens, _, _ in seen]
+    assert max(tokens for tokens, _, _ in seen) == 200 + 3
+    assert rows["decode_tokens_per_s", 200]["peer"] > 0
+    assert rows["decode_tokens_per_s", 1400]["peer"] is None, "longer than --peer-context"
+    assert rows["attended_tokens", 1400]["ours"] < 128
+    assert rows["decode_tokens_per_s", 1400]["budget"] == 128
+    kept = rows["decode_speed_kept", 1400]
+    speeds = [rows["decode_tokens_per_s", context]["ours"] for context in (1400, 48)]
+    assert kept["ours"] == pytest.approx(speeds[0] / speeds[1])
+    assert kept["unit"] == "of that at 48"
+
+
+def test_decode_under_limits_tells_what_lies_where(bench, monkeypatch):
+    """Guards `--device-budget`: with room for everything, memory would be measured as disk."""
+    monkeypatch.setattr(decode, "NUM_TOKENS", 4)
+    limits = ["--device-budget", "512KiB", "--host-budget", "512KiB", "--prefill-budget", "128"]
+    code, report = bench("decode", *SELECTED, *limits, "--context", "1500", "--runs", "1")
+    assert code == 0
+    rows = figures(report)
+    for tier in ("device", "host"):
+        held = [rows[f"{tier}_{what}_bytes", 1500]["ours"] for what in ("leaf", "index")]
+        assert 0 < sum(held) <= 512 << 10
+    assert rows["disk_leaf_bytes", 1500]["ours"] == 1500 // 16 * 16384
+    assert rows["host_index_bytes", 1500]["ours"] > 0
+
+
+def test_exact_attention_still_refuses_what_the_window_cannot_hold(bench):
+    """Guards `--attention exact`: figures beyond the window are of answers that nobody can use."""
+    code, report = bench("decode", "--context", "2000", "--runs", "1")
+    assert code != 0
+    assert "--attention selected" in report["error"]["message"]
+
+
+def test_prefill_tells_how_much_of_its_speed_it_keeps(bench):
+    """Guards the row that compares: of the shortest context, whatever the order."""
+    code, report = bench("prefill", *SELECTED, "--context", "1300", "--context", "64", "--runs", "1")
+    assert code == 0
+    rows = figures(report)
+    speeds = [rows["prefill_tokens_per_s", context]["ours"] for context in (1300, 64)]
+    assert rows["prefill_speed_kept", 1300]["ours"] == pytest.approx(speeds[0] / speeds[1])
+
+
+@needs_peer
+@pytest.mark.usefixtures("children_in_process")
+def test_resume_of_a_long_conversation_reads_a_part_of_it(bench):
+    """Guards the shares: abstracts are a tenth of the KV; all of the KV would be exact attention's."""
+    where = ["--context", "1500", "--context", "300", "--prefill-budget", "128"]
+    code, report = bench("resume", *SELECTED, *where, "--runs", "1", "--cold-runs", "0")
+    assert code == 0
+    rows = figures(report)
+    assert rows["reused_tokens", 1500]["ours"] >= 1500 - 15
+    share, index = (rows[f"resume_{what}_share", 1500]["ours"] for what in ("read", "index"))
+    assert 0.005 < index < 0.11
+    assert index < share < 0.5
+    times = [rows["resume_ttft_s", context]["ours"] for context in (1500, 300)]
+    assert rows["resume_ttft_of_shortest", 1500]["ours"] == pytest.approx(times[0] / times[1])
+    assert ("cold_ttft_s", 300) not in rows
+
+
+def test_perplexities_are_equal_where_both_read_everything(bench):
+    """Guards what is compared: other positions, a token more or less, or a sink counted twice would differ."""
+    code, report = bench(
+        "perplexity", "--tokens", "500", "--sliding-window", "512", "--prefill-budget", "1024"
+    )
+    rows = figures(report)
+    assert code == 0
+    everything = rows["perplexity", 500]
+    assert everything["ours"] == pytest.approx(everything["peer"], rel=2e-3)
+    assert everything["attention"] == "selected"
+    assert ("perplexity_beyond_window", 500) not in rows
+
+
+def test_a_budget_has_no_more_device_memory_than_the_window(bench):
+    """Guards "at equal or smaller device memory"."""
+    code, report = bench(
+        "perplexity", "--tokens", "1500", "--sliding-window", "256", "--prefill-budget", "128"
+    )
+    rows = figures(report)
+    assert code == 0
+    assert rows["perplexity_beyond_window", 1500]["peer"] != rows["perplexity", 1500]["peer"]
+    assert 0 < rows["device_bytes", 1500]["ours"] <= rows["device_bytes", 1500]["peer"]
+
+
+@pytest.mark.parametrize("has_sink", [True, False])
+def test_a_sliding_window_reads_the_last_tokens_and_no_other(tiny_model, has_sink):
+    """Guards the peer of perplexity: one column too few, or the sink at a far distance, and it looks worse."""
+    setting = Setting(Config().replace({"model": str(tiny_model), "attention": "exact"}))
+    decoder = setting.model.decoder
+    generator = torch.Generator().manual_seed(3)
+    count, window, scale = 48, 64, 0.125
+    q, k, v = (torch.randn(4 * count, heads, 64, generator=generator) for heads in (4, 2, 2))
+    with setting.engine(setting.roomy(300)) as engine, torch.inference_mode():
+        residency = residency_of(engine)
+        sequence = Sequence(SEQUENCE, durable=False, directory=Directory(2))
+        residency.sequences[SEQUENCE] = sequence
+        sliding = SlidingAttention(residency, decoder.rope, window, scale, has_sink)
+        for start in range(0, 4 * count, count):
+            block = slice(start, start + count)
+            attend = sliding.begin(sequence, count, Arrivals())
+            found = [attend(layer, q[block], k[block], v[block]) for layer in range(2)][1]
+            sequence.append(range(count), exactly=True)
+    keys, values = k.bfloat16().float(), v.bfloat16().float()
+    first, start = 3 * count - window, 3 * count
+    cos, sin = decoder.rope.turn(torch.tensor([-(first - 16)]))
+    to_sink = turned(q, torch.cat([cos, sin], dim=1), decoder.rope.style)[0]
+    for position in (start, start + 17, 4 * count - 1):
+        for head in range(4):
+            scores = keys[first : position + 1, head // 2] @ q[position, head]
+            read = values[first : position + 1, head // 2]
+            if has_sink:
+                scores = torch.cat([keys[:16, head // 2] @ to_sink[position, head], scores])
+                read = torch.cat([values[:16, head // 2], read])
+            want = (scores * scale).softmax(0) @ read
+            assert torch.allclose(found[position - start, head], want, atol=0.02)
+
+
+@needs_peer
+def test_a_passkey_is_looked_for_at_every_depth_in_both_contexts(bench):
+    """Guards the search: a random model finds nothing, and nothing found must not become a share of 1."""
+    where = ["--context", "1300", "--short-context", "300", "--depth", "0", "--depth", "100"]
+    code, report = bench("passkey", *where, "--prefill-budget", "128")
+    assert code == 0
+    depths = [(row["metric"], row["depth"], row["ours"], row["peer"]) for row in report["rows"]]
+    assert depths == [
+        ("passkey_found", 100, 0, 0),
+        ("passkey_found", 0, 0, 0),
+        ("passkey_solved", None, 0, 0),
+    ]
+    assert report["rows"][2]["ratio"] is None
+
+
+def test_each_depth_hides_another_number():
+    """Guards against an answer remembered from another depth; the deepest comes first, to keep what is before."""
+    things = hidden_at([0, 50, 100])
+    assert [thing.depth for thing in things] == [100, 50, 0]
+    assert len({thing.answer for thing in things}) == 3
+    assert all(thing.answer in thing.needle and thing.answer not in thing.question for thing in things)
+
+
+@needs_peer
+def test_a_soak_keeps_every_limit_and_damages_nothing(bench, data_dir):
+    """Guards the accounts: what is demoted, evicted and promoted again must stay within all three limits."""
+    limits = ["--device-budget", "512KiB", "--host-budget", "1MiB", "--disk-budget", "4MiB"]
+    code, report = bench("soak", "--tokens", "2500", *limits)
+    assert code == 0
+    rows = {row["metric"]: row for row in report["rows"]}
+    assert rows["soak_tokens"]["ours"] >= 2500
+    for tier in ("device", "host", "disk"):
+        assert 0 < rows[f"budget_honesty_{tier}"]["ours"] <= 1.0
+    assert rows["reused_tokens"]["ours"] > 0
+    assert rows["selected_answers"]["ours"] > 0
+    assert rows["damaged_leaves"]["ours"] == rows["check_problems"]["ours"] == 0
+    assert list(data_dir.iterdir()) == []
+
+
+@needs_peer
+def test_a_soak_ends_when_a_limit_was_passed(bench, monkeypatch):
+    """Guards the guard: a peak above its limit in the middle of the run must not drown in a table."""
+    real = soak._Watch.__init__
+
+    def smaller(self, config, data_dir):
+        real(self, dataclasses.replace(config, host_budget=1), data_dir)
+
+    monkeypatch.setattr(soak._Watch, "__init__", smaller)
+    limits = ["--device-budget", "512KiB", "--host-budget", "1MiB", "--disk-budget", "4MiB"]
+    code, report = bench("soak", "--tokens", "2500", *limits)
+    assert code != 0
+    assert "the host tier held" in report["error"]["message"]
+
+
+def test_a_bundled_text_is_repeated_under_another_name():
+    """Guards figures of speed from passing for those of a text that was never read."""
+    text = Text("novel", [1, 2, 3], [])
+    assert text.at_least(3) is text
+    assert text.at_least(7) == Text("novel, repeated", [1, 2, 3] * 3, [])
+
+
+@pytest.mark.parametrize(
+    ("method", "columns", "want"),
+    [("window", 4096, 0), ("cascade", 256, 256 * 1176), ("cascade", 4096, 512 * 600 + 512 * 1176)],
+)
+def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, want):
+    """Guards eta_decode: a floor without the index flatters, one with all low-bit keys does so more."""
+
+    class Fake:
+        config = Config().replace({"selection": method})
+        shape = type("Shape", (), {"num_layers": 30, "num_kv_heads": 3, "head_dim": 64, "leaf_bytes": 12288})
+
+    assert index_bytes_read(Fake, columns * 16) == want * 30
+    assert np.isscalar(index_bytes_read(Fake, 16))
