@@ -17,12 +17,13 @@ from edgekv_storage import PieceRead, Pieces
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgekv_storage import LeafPlace, Store
+    from edgekv_storage import Cut, LeafPlace, Store
 
     Bytes = NDArray[np.uint8]
 
 KIND_KEYS, KIND_NODES = 1, 2
 _PIECE_LEAVES = 8
+_MAX_CUTS = 1 << 14  # 4 million tokens' records
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class KeptAbstracts:
         self._num_layers = num_layers
         self._key_bytes = key_bytes
         self._node_bytes = node_bytes
+        self._cuts: dict[tuple[int, int], Cut] = {}  # by record: asked for again in every layer
 
     def nodes(self, places: list[LeafPlace], first: int) -> list[RecordNodes]:
         """Of columns `first` on, record by record; ends in front of the first record that has no keys."""
@@ -66,7 +68,7 @@ class KeptAbstracts:
         found = []
         for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
             place = places[start]
-            if self._store.section_cut(place, KIND_KEYS) is None:
+            if self._cut_of(place) is None:
                 break
             nodes = self._by_number(data.get(place), start - place.leaf, stop)
             found.append(RecordNodes(start, stop, nodes))
@@ -95,7 +97,7 @@ class KeptAbstracts:
             if column < done:
                 continue
             place = places[column]
-            cut = self._store.section_cut(place, KIND_KEYS)
+            cut = self._cut_of(place)
             if cut is None or cut.num_runs != self._num_layers:
                 continue
             number, inside = divmod(place.leaf, _PIECE_LEAVES)
@@ -116,6 +118,16 @@ class KeptAbstracts:
                 keys[first:done] = rows
         arrived = [np.arange(*span) for i, span in enumerate(spans) if i not in failed]
         return np.concatenate(arrived) if arrived else np.empty(0, np.intp)
+
+    def _cut_of(self, place: LeafPlace) -> Cut | None:
+        """How the keys of a record are cut. What is remembered stays true: records never change, only go."""
+        record = (place.segment, place.record)
+        known = self._cuts.get(record)
+        if known is None and (known := self._store.section_cut(place, KIND_KEYS)) is not None:
+            if len(self._cuts) >= _MAX_CUTS:
+                self._cuts.clear()
+            self._cuts[record] = known
+        return known
 
     @staticmethod
     def _same_record(places: list[LeafPlace], column: int, start: int, stop: int) -> tuple[int, int]:

@@ -31,7 +31,8 @@ _GAP_BYTES = 32 << 10  # read for nothing between two wanted pieces: takes a dri
 class PieceRun(NamedTuple):
     """A request, or a part of it, resolved: pieces `first` to `first + num_pieces` of a section into `out`.
 
-    `section_offset` is the section's in the file; `skipped`: pieces of the same request before these.
+    `section_offset` is the section's in the file; `skipped`: pieces of the same request before these; its pieces,
+    the tag of the last one included, lie from `start` to `stop` of the file.
     """
 
     file: SegmentFile
@@ -42,20 +43,12 @@ class PieceRun(NamedTuple):
     out: memoryview
     request: int
     skipped: int
+    start: int
+    stop: int
     record: int
     buffered: bool
     seal: Seal
     context: bytes
-
-    @property
-    def start(self) -> int:
-        """Where its first piece begins in the file."""
-        return self.section_offset + self.section.sealed_start(self.first)
-
-    @property
-    def stop(self) -> int:
-        """Where its last piece, or that one's tag, ends in the file."""
-        return self.section_offset + self.section.sealed_start(self.first + self.num_pieces)
 
     def faults(self, data: memoryview, offset: int) -> list[LeafFault]:
         """Opens its pieces from `data`, read from `offset` of the file on; those that stay damaged."""
@@ -95,11 +88,14 @@ class PieceRun(NamedTuple):
         """Some of its pieces, counted from its own first."""
         start = self.section.cut.size(self.first, first)
         size = self.section.cut.size(self.first + first, count)
+        in_file = self.start + start + first * self.section.tag_bytes
         return self._replace(
             first=self.first + first,
             num_pieces=count,
             out=self.out[start : start + size],
             skipped=self.skipped + first,
+            start=in_file,
+            stop=in_file + size + count * self.section.tag_bytes,
         )
 
 
@@ -167,6 +163,8 @@ def plan_pieces(runs: Sequence[PieceRun]) -> list[list[PieceRun]]:
 
 
 def _cut(run: PieceRun) -> list[PieceRun]:
+    if run.stop - run.start <= _MERGE_BYTES:
+        return [run]
     parts, first = [], 0
     while first < run.num_pieces:
         count = 1

@@ -43,9 +43,16 @@ class Sections:
         """Starts a transfer. Raises StoreClosed; ValueError for pieces that no section has or a wrong `out`."""
         runs: list[PieceRun] = []
         faults: list[LeafFault] = []
-        self._load([request.place for request in requests])
-        for number, request in enumerate(requests):
-            found = self._locate(request.place, request.kind)
+        there = [self._readers.record_of(request.place) for request in requests]
+        self._readers.load_tables([place for place in there if place is not None])
+        sections: dict[tuple[int, int, int], tuple[Spot, Section] | None] = {}  # many requests, few records
+        for number, (request, place) in enumerate(zip(requests, there, strict=True)):
+            found = None
+            if place is not None:
+                key = (place.segment, place.record, request.kind)
+                if key not in sections:
+                    sections[key] = self._section(place, request.kind)
+                found = sections[key]
             if found is None:
                 faults += [
                     LeafFault(number, piece, "not in the store") for piece in range(request.num_pieces)
@@ -101,7 +108,11 @@ class Sections:
 
     def _locate(self, place: LeafPlace, kind: int) -> tuple[Spot, Section] | None:
         there = self._readers.record_of(place)
-        spot = None if there is None else self._readers.spot(there)
+        return None if there is None else self._section(there, kind)
+
+    def _section(self, place: LeafPlace, kind: int) -> tuple[Spot, Section] | None:
+        """The same where the record is known to be there."""
+        spot = self._readers.spot(place)
         section = None if spot is None else spot.tables.section(kind)
         return None if spot is None or section is None else (spot, section)
 
@@ -120,18 +131,23 @@ def _run_of(number: int, request: PieceRead, spot: Spot, section: Section) -> Pi
     if not 0 <= first < first + count <= cut.num_pieces:
         raise ValueError(f"pieces {first} to {first + count} are not in a section of {cut.num_pieces}")
     out = out if out.format == "B" and out.ndim == 1 else out.cast("B")
-    if out.readonly or len(out) != cut.size(first, count):
-        raise ValueError(f"{count} pieces need {cut.size(first, count)} writable bytes, not {len(out)}")
+    plain_start, size = cut.start(first), cut.size(first, count)
+    if out.readonly or len(out) != size:
+        raise ValueError(f"{count} pieces need {size} writable bytes, not {len(out)}")
     entry = spot.known.entry
+    offset = entry.offset + section.offset
+    start = offset + plain_start + first * section.tag_bytes
     return PieceRun(
         spot.file,
-        entry.offset + section.offset,
+        offset,
         section,
         first,
         count,
         out,
         number,
         0,
+        start,
+        start + size + count * section.tag_bytes,
         spot.tables.header.number,
         spot.segment.synced < entry.offset + entry.record_bytes,
         spot.seal,
