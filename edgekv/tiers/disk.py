@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NAMESPACE_EXACT, NAMESPACE_SELECTED = b"exact", b"selected"
 """Part of every key: leaves made under another attention mode must not be taken for exact ones."""
 PROVENANCE_EXACT, PROVENANCE_SELECTED = 0, 1
+_KEYS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,17 @@ class DiskTier:
         self._ledger.observe(Tier.DISK, self.store.live_bytes)
 
     def extend_keys(
-        self, sequence: Sequence, token_ids: list[int], num_exact: int | None = None
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        num_exact: int | None = None,
+        known: list[bytes] | None = None,
     ) -> list[bytes]:
-        """Chain keys of all full columns of `token_ids`, of which `sequence.keys` are the first ones.
+        """Chain keys of all full columns of `token_ids`, the first of which are `known` (None: `sequence.keys`).
 
         `num_exact` columns count as made under exact attention, None: all of them.
         """
-        keys, num_full = list(sequence.keys), len(token_ids) // LEAF_TOKENS
+        keys, num_full = list(sequence.keys if known is None else known), len(token_ids) // LEAF_TOKENS
         bounds = [
             (NAMESPACE_EXACT, num_full if num_exact is None else num_exact),
             (NAMESPACE_SELECTED, num_full),
@@ -100,11 +105,11 @@ class DiskTier:
         own = sequence.num_full
         if own * LEAF_TOKENS > sequence.num_exact:  # what follows a selected column is selected
             return self._look(sequence, token_ids, sequence.num_exact // LEAF_TOKENS)
-        exact = self._look(sequence, token_ids, None)
+        exact = self._look_exactly(sequence, token_ids)
         if only_exact:
             return exact
         found = [
-            self._look(sequence, token_ids, end)
+            self._look(sequence, token_ids, end, exact.keys[:end])
             for end in self.store.ends(sequence.id, exact.keys)  # selection may have begun at any of them
             if end >= own and self._is_selected(sequence, token_ids, exact.keys, end)
         ]
@@ -119,8 +124,24 @@ class DiskTier:
         keys = self.store.leaf_keys(sequence.id, NAMESPACE_SELECTED, ids, parent)
         return bool(keys) and self.store.holds(sequence.id, keys[0])
 
-    def _look(self, sequence: Sequence, token_ids: list[int], num_exact: int | None) -> Found:
-        keys = self.extend_keys(sequence, token_ids, num_exact)
+    def _look_exactly(self, sequence: Sequence, token_ids: list[int]) -> Found:
+        """Hashes no more of a path than is stored of it, or a little more."""
+        keys, num_full = list(sequence.keys), len(token_ids) // LEAF_TOKENS
+        while len(keys) < num_full:
+            stop = min(num_full, len(keys) + _KEYS_AT_ONCE)
+            keys = self.extend_keys(sequence, token_ids[: stop * LEAF_TOKENS], known=keys)
+            if not self.store.holds(sequence.id, keys[-1]):
+                break
+        return self._look(sequence, token_ids[: len(keys) * LEAF_TOKENS], None, keys)
+
+    def _look(
+        self,
+        sequence: Sequence,
+        token_ids: list[int],
+        num_exact: int | None,
+        known: list[bytes] | None = None,
+    ) -> Found:
+        keys = self.extend_keys(sequence, token_ids, num_exact, known)
         ids = np.asarray(token_ids[: len(keys) * LEAF_TOKENS], dtype=np.int32)
         places = list(self.store.lookup(sequence.id, keys, ids))
         exact = len(places) if num_exact is None else min(num_exact, len(places))
@@ -218,8 +239,13 @@ class DiskTier:
         columns: NDArray[np.intp],
         slots: NDArray[np.int32],
         into: MemoryTier,
+        *,
+        waits: bool = False,
     ) -> LayerRead:
-        """Start reading `columns` of one layer into `slots` of a CPU pool; neighbours in one request."""
+        """Start reading `columns` of one layer into `slots` of a CPU pool; neighbours in one request.
+
+        `waits`: the caller waits for it next.
+        """
         starts, requests = [], []
         for start, stop in common_runs(columns, slots):
             cut = start
@@ -229,7 +255,7 @@ class DiskTier:
                     requests.append(LeafRead(places[columns[cut]], layer, index - cut, out))
                     starts.append(cut)
                     cut = index
-        return LayerRead(self.store.read(requests), columns, starts)
+        return LayerRead(self.store.read(requests, waits=waits), columns, starts)
 
     def forget(self, sequence_id: bytes) -> None:
         """Remove everything of a sequence from disk."""

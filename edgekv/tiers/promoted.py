@@ -192,7 +192,9 @@ class PromotedLeaves:
         damaged = np.empty(0, np.intp)
         if len(on_disk):
             assert self._mover.disk is not None, "a leaf is nowhere"
-            read = self._mover.disk.read(sequence.directory.places, layer, on_disk, into, self.tier)
+            read = self._mover.disk.read(
+                sequence.directory.places, layer, on_disk, into, self.tier, waits=True
+            )
             damaged = read.wait()
             self._brought.num_read += len(on_disk)
         self._mover.lane.computation_waits()

@@ -360,6 +360,10 @@ class FaultyReader:
         for job in jobs:
             self._run(job)
 
+    def run(self, jobs: Sequence[ReadJob]) -> None:
+        """The same."""
+        self.submit(jobs, 0)
+
     def close(self) -> None:
         """Nothing is ever in flight."""
 

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 NUM_THREADS = 16
+_FIRST = -1
 
 
 def reads_directly(path: Path) -> bool:
@@ -82,6 +83,15 @@ class PreadReader:
             for job in jobs:
                 job.finish(OSError(errno.EAGAIN, refusal))
 
+    def run(self, jobs: Sequence[ReadJob]) -> None:
+        """Carries out jobs whose caller waits for them: the first in its thread, the others by threads.
+
+        Raises StoreClosed.
+        """
+        self.submit(jobs[1:], _FIRST)
+        for job in jobs[:1]:
+            self._carry_out(job)
+
     def _start_threads(self, count: int) -> str | None:
         """Why there is none at all; with some, the others are done without."""
         for _ in range(count):
@@ -116,18 +126,20 @@ class PreadReader:
 
     def _run(self) -> None:
         while (job := self._take()) is not None:
-            error: OSError | None = None
-            try:
-                buffers = job.begin()
-                if buffers is None:
-                    error = OSError(errno.ECANCELED, "no longer wanted")
-                else:
-                    read_job(job, buffers, POOL, use_direct=self.use_direct)
-            except OSError as failure:
-                error = failure
-            except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
-                _log.exception("a read failed on our side")
-                error = OSError(errno.EAGAIN, f"{failure}")  # ours: the drive lost nothing
-            job.finish(error)
-            buffers = None
+            self._carry_out(job)
             del job  # the last reference may close the file
+
+    def _carry_out(self, job: ReadJob) -> None:
+        error: OSError | None = None
+        try:
+            buffers = job.begin()
+            if buffers is None:
+                error = OSError(errno.ECANCELED, "no longer wanted")
+            else:
+                read_job(job, buffers, POOL, use_direct=self.use_direct)
+        except OSError as failure:
+            error = failure
+        except Exception as failure:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
+            _log.exception("a read failed on our side")
+            error = OSError(errno.EAGAIN, f"{failure}")  # ours: the drive lost nothing
+        job.finish(error)

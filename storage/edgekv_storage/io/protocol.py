@@ -57,6 +57,13 @@ class Reader(Protocol):
         """Queues jobs and returns. Raises StoreClosed."""
         ...
 
+    def run(self, jobs: Sequence[ReadJob]) -> None:
+        """Carries out jobs that the caller waits for, before all others; it may return before they are done.
+
+        Raises StoreClosed.
+        """
+        ...
+
     def close(self) -> None:
         """Finishes what has started, fails what has not, and waits for both."""
         ...

@@ -16,13 +16,13 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from edgekv_storage.errors import StoreClosed
-from edgekv_storage.io.blocking import direct_range, is_aligned, read_job, settle
-from edgekv_storage.io.buffers import POOL
+from edgekv_storage.io.flights import Flight, begin, land
 from edgekv_storage.io.pread import PreadReader
 from edgekv_storage.io.ring import Prepared, Ring, RingUnusable
+from edgekv_storage.io.waiting import WaitingReads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,16 +36,7 @@ _MAX_BYTES = (
     16 << 20
 )  # begun and not finished: more gains nothing, and encrypted leaves hold memory meanwhile
 _BUSY_SECONDS = 0.001
-_LONG_COPY = 64 << 10
-
-
-class _Flight(NamedTuple):
-    """A job whose read has been prepared."""
-
-    job: ReadJob
-    buffers: list[memoryview]
-    bounce: memoryview | None
-    num_bytes: int
+_FIRST = -1
 
 
 class UringReader:
@@ -57,7 +48,7 @@ class UringReader:
         *,
         use_direct: bool = True,
         notify: Callable[[str], None] = lambda _message: None,
-        make_ring: Callable[[int], Ring[_Flight]] = Ring,
+        make_ring: Callable[[int], Ring[Flight]] = Ring,
     ) -> None:
         self._depth = depth
         self.use_direct = use_direct
@@ -69,11 +60,12 @@ class UringReader:
         self._is_closed = False
         self._process = os.getpid()
         self._thread: threading.Thread | None = None
-        self._ring: Ring[_Flight] | None = None
+        self._ring: Ring[Flight] | None = None
         self._fallback: PreadReader | None = None
-        self._staged: deque[Prepared[_Flight]] = deque()
-        self._landed: deque[tuple[_Flight, int | OSError]] = deque()
+        self._staged: deque[Prepared[Flight]] = deque()
+        self._landed: deque[tuple[Flight, int | OSError]] = deque()
         self._begun_bytes = 0
+        self._waiting = WaitingReads(use_direct=use_direct, make_ring=make_ring)
 
     @property
     def name(self) -> str:
@@ -100,6 +92,11 @@ class UringReader:
             for job in jobs:
                 job.finish(OSError(errno.EAGAIN, refusal))
 
+    def run(self, jobs: Sequence[ReadJob]) -> None:
+        """Carries out jobs whose caller waits for them anyway, before all others. Raises StoreClosed."""
+        if self._is_closed or self._process != os.getpid() or not self._waiting.run(jobs):
+            self.submit(jobs, _FIRST)
+
     def close(self) -> None:
         """Finishes what has started, fails what has not, and waits for both."""
         if self._process != os.getpid():
@@ -111,6 +108,7 @@ class UringReader:
                 self._ring.wake()
         for _, _, job in left:
             job.finish(OSError(errno.ECANCELED, "the store was closed"))
+        self._waiting.close()
         if self._thread is not None:
             self._thread.join()
         if self._fallback is not None:
@@ -150,7 +148,7 @@ class UringReader:
             self._ring = None
         ring.close()
 
-    def _serve(self, ring: Ring[_Flight]) -> None:
+    def _serve(self, ring: Ring[Flight]) -> None:
         landed = self._landed
         while True:
             is_sent = self._start(ring)  # first of all: until then the drive may have nothing to do
@@ -169,13 +167,13 @@ class UringReader:
             else:
                 time.sleep(_BUSY_SECONDS)
 
-    def _start(self, ring: Ring[_Flight]) -> bool:
+    def _start(self, ring: Ring[Flight]) -> bool:
         """Sends what is prepared and fits; False where the kernel is too busy to take it."""
         for _ in range(min(ring.room, len(self._staged))):
             ring.start(self._staged.popleft())
         return ring.send()
 
-    def _stage(self, ring: Ring[_Flight]) -> bool:
+    def _stage(self, ring: Ring[Flight]) -> bool:
         """Prepares what fits and a little more; True when closed and nothing waits any more."""
         while (wanted := max(0, ring.room) + _AHEAD - len(self._staged)) > 0:
             if self._begun_bytes >= _MAX_BYTES:
@@ -189,7 +187,7 @@ class UringReader:
                 self._begin(ring, job)
         return False
 
-    def _give_up(self, ring: Ring[_Flight], reason: str) -> None:
+    def _give_up(self, ring: Ring[Flight], reason: str) -> None:
         """The ring takes no more reads: waits for those it has and leaves the rest to threads."""
         unsent = [*ring.take_unsent(), *(read.token for read in self._staged)]
         self._staged.clear()
@@ -212,45 +210,12 @@ class UringReader:
             fallback.submit([job], priority)
         self._notify(f"{reason}: leaves are read by threads instead ({fallback.name})")
 
-    def _begin(self, ring: Ring[_Flight], job: ReadJob) -> None:
-        bounce = None
-        try:
-            buffers = job.begin()
-            if buffers is None:
-                raise OSError(errno.ECANCELED, "no longer wanted")  # noqa: TRY301
-            offset, target, copies = job.offset, buffers, False
-            fd = job.file.direct if self.use_direct and not job.buffered else None
-            if fd is None:
-                fd = job.file.buffered
-                copies = sum(map(len, buffers)) >= _LONG_COPY
-            elif not is_aligned(job.offset, buffers):
-                offset, num_bytes = direct_range(job.offset, buffers)
-                bounce = POOL.take(num_bytes)
-                target = [bounce]
-            flight = _Flight(job, buffers, bounce, sum(map(len, buffers)))
-            read = ring.prepare(flight, fd, target, offset, copies=copies)
-            self._begun_bytes += flight.num_bytes
+    def _begin(self, ring: Ring[Flight], job: ReadJob) -> None:
+        read = begin(ring, job, use_direct=self.use_direct)
+        if read is not None:
+            self._begun_bytes += read.token.num_bytes
             self._staged.append(read)
-        except OSError as error:
-            job.finish(error)
-        except Exception as error:  # noqa: BLE001  the thread's edge: a dead thread would hang every waiter
-            _log.exception("a read failed on our side")
-            job.finish(OSError(errno.EAGAIN, f"{error}"))  # ours: the drive lost nothing
 
-    def _land(self, flight: _Flight, result: int | OSError) -> None:
-        job, buffers, bounce, num_bytes = flight
-        error: OSError | None = None
-        try:
-            if isinstance(result, int):
-                settle(job, buffers, result, bounce)
-            else:  # refused, interrupted or out of some resource: made again the plain way, which tells
-                read_job(job, buffers, POOL, use_direct=self.use_direct)
-        except OSError as failure:
-            error = failure
-        except Exception as failure:  # noqa: BLE001  as in _begin
-            _log.exception("a read failed on our side")
-            error = OSError(errno.EAGAIN, f"{failure}")
-        if bounce is not None:
-            POOL.give(bounce)
-        job.finish(error)
-        self._begun_bytes -= num_bytes
+    def _land(self, flight: Flight, result: int | OSError) -> None:
+        land(flight, result, use_direct=self.use_direct)
+        self._begun_bytes -= flight.num_bytes

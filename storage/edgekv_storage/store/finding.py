@@ -71,14 +71,16 @@ class Finding:
         self._need_own_process()
         return self._sections.provenances(places)
 
-    def read(self, requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
+    def read(self, requests: Sequence[LeafRead], priority: int = 0, *, waits: bool = False) -> Transfer:
         """Starts reading runs of leaves into the callers' memory; lower `priority` numbers go first.
 
+        `waits`: the caller can do nothing else until they are there; they go before all others, if possible in the
+        caller's own thread, and the transfer is mostly done on return.
         Leaves that fail their checksum are in the transfer's `result` and not found again. Raises
         StoreClosed; ValueError for a run that leaves its record or a buffer of the wrong size.
         """
         self._need_own_process()
-        return self._readers.read(requests, self._need_layout(), priority)
+        return self._readers.read(requests, self._need_layout(), priority, waits=waits)
 
     def read_pieces(self, requests: Sequence[PieceRead], priority: int = 0) -> Transfer:
         """Starts reading pieces of sections into the callers' memory, as `read` does with leaves.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekv_storage.segments.segment import Segment
     from edgekv_storage.store.catalog import Catalog, Known
 
+_OWN_BYTES = 1 << 20  # more is not verified by a thread that could be reading on meanwhile
 _TABLES_FIRST = -1  # without them nothing else can be asked for
 
 
@@ -114,7 +115,9 @@ class Readers:
         same = (known.tables.token_ids[leaves] == ids).all(axis=1)
         return len(ids) if same.all() else int(same.argmin())
 
-    def read(self, requests: Sequence[LeafRead], layout: Layout, priority: int) -> Transfer:
+    def read(
+        self, requests: Sequence[LeafRead], layout: Layout, priority: int, *, waits: bool = False
+    ) -> Transfer:
         """Starts a transfer. Raises StoreClosed; ValueError for what cannot be a leaf run."""
         if self._catalog.has_moved:
             with self._catalog.lock:
@@ -132,15 +135,23 @@ class Readers:
         groups = plan(runs)
         transfer = Transfer(len(groups), faults)
         jobs = [LeafJob(group, transfer, self._on_damage) for group in groups]
-        self.submit(jobs, sum(len(run.out) for run in runs), priority)
+        num_bytes = sum(len(run.out) for run in runs)
+        if waits and num_bytes <= _OWN_BYTES:
+            self._count(jobs, num_bytes)
+            self._reader.run(jobs)
+        else:
+            self.submit(jobs, num_bytes, priority)
         return transfer
 
     def submit(self, jobs: Sequence[ReadJob], num_bytes: int, priority: int) -> None:
         """Hands jobs to the reader and counts them. Raises StoreClosed."""
+        self._count(jobs, num_bytes)
+        self._reader.submit(jobs, priority)
+
+    def _count(self, jobs: Sequence[ReadJob], num_bytes: int) -> None:
         with self._catalog.lock:
             self.num_reads += len(jobs)
             self.bytes_read += num_bytes
-        self._reader.submit(jobs, priority)
 
     def resolve(self, places: Sequence[LeafPlace]) -> list[LeafPlace]:
         """Where the leaves are now."""
