@@ -18,16 +18,17 @@ from edgekv.runtime import Runtime
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from edgekv.config import AnswerOptions, Config, Options
     from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+    from edgekv.conversation.foreign import ForeignChat
     from edgekv.conversation.opening import EngineFactory
     from edgekv.engine.request import Expect
     from edgekv.events import Event, Result
-    from edgekv.stats import Snapshot
+    from edgekv.stats import Move, Snapshot
 
 
 class AsyncRuntime:
@@ -99,6 +100,14 @@ class AsyncRuntime:
         """See `Runtime.forget`."""
         await asyncio.to_thread(self.runtime.forget, name, private=private)
 
+    async def rename(self, name: str, new_name: str, *, private: bool = False) -> None:
+        """See `Runtime.rename`."""
+        await asyncio.to_thread(self.runtime.rename, name, new_name, private=private)
+
+    async def import_foreign(self, chat: ForeignChat, name: str | None = None) -> str:
+        """See `Runtime.import_foreign`."""
+        return await asyncio.to_thread(self.runtime.import_foreign, chat, name)
+
     async def export_conversation(self, name: str, path: str | os.PathLike[str]) -> None:
         """Write a kept conversation as JSON lines into a new file, 0600. They are not encrypted."""
         lines = await asyncio.to_thread(self.runtime.export_conversation, name)
@@ -118,6 +127,10 @@ class AsyncRuntime:
     def stats(self) -> Snapshot:
         """See `Runtime.stats`; it never waits."""
         return self.runtime.stats()
+
+    def moves(self) -> list[Move]:
+        """See `Runtime.moves`; it never waits."""
+        return self.runtime.moves()
 
     async def unload(self) -> None:
         """See `Runtime.unload`."""
@@ -178,6 +191,31 @@ class AsyncConversation:
     ) -> AsyncStream:
         """See `Conversation.stream_regenerate`; `await .result()` for the whole answer."""
         return AsyncStream(lambda: self.sync.stream_regenerate(cancel=cancel, **options))
+
+    @property
+    def system(self) -> str | None:
+        """See `Conversation.system`."""
+        return self.sync.system
+
+    async def add_exchanges(self, said: Iterable[tuple[str, str]]) -> None:
+        """See `Conversation.add_exchanges`."""
+        await asyncio.to_thread(self.sync.add_exchanges, said)
+
+    def turns(self) -> list[Turn]:
+        """See `Conversation.turns`."""
+        return self.sync.turns()
+
+    def markdown(self) -> str:
+        """See `Conversation.markdown`."""
+        return self.sync.markdown()
+
+    def num_tokens(self) -> int:
+        """See `Conversation.num_tokens`."""
+        return self.sync.num_tokens()
+
+    def where(self) -> str:
+        """See `Conversation.where`."""
+        return self.sync.where()
 
     def hint(self, *, expect: Expect, ttl: float | None = None) -> None:
         """See `Conversation.hint`; it never waits."""

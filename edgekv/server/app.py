@@ -51,6 +51,7 @@ class Service:
         given = runtime.config.model
         self._aliases = {self._model, *((given, Path(given).name, Path(given).stem) if given else ())}
         self._created = int(time.time())
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def chat(self, request: Request) -> ASGIApp:
         """POST /v1/chat/completions."""
@@ -73,8 +74,9 @@ class Service:
 
         async def done(result: Result | None) -> None:
             if lent is not None and lent.is_pooled:
-                texts = [text for _, text in messages] + ([result.text] if result is not None else [])
-                await asyncio.to_thread(self._dialogues.give_back, lent, texts)
+                texts = None if result is None else [*(text for _, text in messages), result.text]
+                if self._dialogues.give_back(lent, texts):
+                    self._in_background(self._dialogues.forget_old)
 
         return self._answer("chat", asked, begin, done)
 
@@ -150,6 +152,17 @@ class Service:
             streams=asked.stream,
             with_usage=with_usage,
         )
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        """Not in the request: what waits for the engine would hold up the client's next one."""
+        task = asyncio.create_task(asyncio.to_thread(work))
+        self._tasks.add(task)  # or it could be collected before it ends
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            refusal_of(error)  # logs what is unexpected; that the Runtime is closed is not
 
     def _check_model(self, asked: Common) -> None:
         if asked.stream_options is not None and not asked.stream:

@@ -37,28 +37,34 @@ class Dialogues:
         self._most = most
         self._lock = threading.Lock()
         self._idle: list[Lent] = []  # last used last
+        self._old: list[Lent] = []
 
     def lend(self, messages: Sequence[tuple[str, str]], system: str | None) -> Lent:
         """The conversation to answer `messages` with; give it back."""
         texts = [text for _, text in messages]
         with self._lock:
-            best = max(self._idle, key=lambda lent: shared_characters(lent.texts, texts), default=None)
-            if best is not None and self._is_worth_it(best, texts, system):
+            good = [lent for lent in self._idle if self._is_worth_it(lent, texts, system)]
+            if good:
+                best = max(good, key=lambda lent: shared_characters(lent.texts, texts))
                 self._idle.remove(best)
                 return best
         return Lent(self._runtime.conversation(private=True, system=system))
 
-    def give_back(self, lent: Lent, texts: list[str]) -> None:
-        """It now holds `texts`. The one that was not used for longest is given up where there are too many."""
-        lent.texts = texts
-        old: list[Lent] = []
+    def give_back(self, lent: Lent, texts: list[str] | None) -> bool:
+        """It now holds `texts` (None: nothing was computed). Whether there are some to `forget_old`."""
+        if texts is not None:
+            lent.texts = texts
+        is_spent = not lent.texts or len(lent.conversation.branches()) > MOST_BRANCHES
         with self._lock:
-            if len(lent.conversation.branches()) > MOST_BRANCHES:
-                old.append(lent)
-            else:
-                self._idle.append(lent)
+            (self._old if is_spent else self._idle).append(lent)
             if len(self._idle) > self._most:
-                old.append(self._idle.pop(0))
+                self._old.append(self._idle.pop(0))
+            return bool(self._old)
+
+    def forget_old(self) -> None:
+        """Give up those that were not used for longest, where there are too many; waits for the engine."""
+        with self._lock:
+            old, self._old = self._old, []
         for one in old:
             self._runtime.forget(one.conversation.name, private=True)
 

@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8377
 _GRACE_S = 1
+_BACKLOG = 128
 _MOST_HEADER_BYTES = 64 << 10
 
 
 def listen_on_port(port: int) -> socket.socket:
-    """A socket on 127.0.0.1; port 0 takes a free one. ConfigError where it is taken."""
+    """A listening socket on 127.0.0.1; port 0 takes a free one. ConfigError where it is taken."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
         listening.close()
         why = getattr(error, "strerror", None) or error
@@ -43,7 +45,7 @@ def listen_on_port(port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def listen_on_path(path: Path) -> Iterator[socket.socket]:
-    """A Unix socket, 0600, removed at the end. One that nobody listens on any more is replaced.
+    """A listening Unix socket, 0600, removed at the end. One that nobody listens on any more is replaced.
 
     Raises:
         ConfigError: somebody listens there, or it is another kind of file, or cannot be made.
@@ -54,6 +56,7 @@ def listen_on_path(path: Path) -> Iterator[socket.socket]:
         before = os.umask(0o177)  # from the first moment: a chmod afterwards would leave a gap
         try:
             listening.bind(os.fspath(path))
+            listening.listen(_BACKLOG)  # at once: one that nobody listens on counts as left behind
         finally:
             os.umask(before)
         made = path.lstat().st_ino

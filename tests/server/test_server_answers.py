@@ -3,6 +3,7 @@
 import json
 
 from fakes import FakeFactory, FakeFront
+from server_client import wait_until
 
 CHAT = "/v1/chat/completions"
 
@@ -158,3 +159,16 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(open_client):
     assert last["error"]["type"] == "server_error"
     assert "secret" not in response.text
     assert ask(open_client(FakeFactory(error=error)), "hi").status_code == 500
+
+
+def test_dialogues_are_given_up_in_the_end(open_client):
+    """Guards memory: of many dialogues the oldest are forgotten, and a refused request leaves none behind."""
+    client = open_client()
+    for number in range(40):
+        ask(client, f"{number} is my number")
+    wait_until(lambda: client.runtime.stats().num_open_conversations == 32)
+    assert ask(client, "39 is my number", "hello there", "x").json()["usage"]["prompt_tokens_details"][
+        "cached_tokens"
+    ]
+    ask(client, "x" * 99, top_p=0)
+    wait_until(lambda: client.runtime.stats().num_open_conversations == 32)

@@ -48,7 +48,6 @@ def test_a_port_that_is_taken(tmp_path):
     with listen_on_port(0) as first:
         host, port = first.getsockname()
         assert host == "127.0.0.1"
-        first.listen()
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port}.*choose another --port"):
             listen_on_port(port)
 
@@ -56,9 +55,8 @@ def test_a_port_that_is_taken(tmp_path):
 def test_a_unix_socket(tmp_path):
     """Guards its mode, that a left one is replaced, and that neither a live one nor a file is."""
     path = tmp_path / "s"
-    with listen_on_path(path) as listening:
+    with listen_on_path(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        listening.listen()
         with pytest.raises(ConfigError, match="somebody listens"), listen_on_path(path):
             pass
     assert not path.exists()

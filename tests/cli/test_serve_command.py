@@ -1,0 +1,66 @@
+"""`edgekv serve` as a real process: what it says, who may ask, how it ends."""
+
+import json
+import re
+import signal
+import socket
+import stat
+import urllib.error
+import urllib.request
+
+import pytest
+
+BODY = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]})
+
+
+def ask(url, token):
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{url}/chat/completions", BODY.encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
+
+
+def test_serving_on_a_port(edgekv, data_dir):
+    """Guards the command: one line that says where, a token made private, an answer, and an end by Ctrl+C."""
+    process = edgekv("serve", "--port", "0", start=True)
+    line = process.stderr.readline()
+    url = re.search(r"http://127\.0\.0\.1:\d+/v1", line).group()
+    path = data_dir / "server.token"
+    assert f"the bearer token is in {path}" in line
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert ask(url, path.read_text().strip()) == "hello there"
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        ask(url, "wrong")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_serving_on_a_unix_socket(edgekv, tmp_path):
+    """Guards the socket: private, without a token when told so, and gone at the end."""
+    path = tmp_path / "s"
+    process = edgekv("serve", "--socket", str(path), "--no-token", start=True)
+    assert "every program that reaches it may use it" in process.stderr.readline()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"id":"fake"' in answer
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert not path.exists()
+
+
+def test_what_makes_no_sense_is_told_before_the_model_is_loaded(edgekv):
+    """Guards mistakes on the command line: one line and exit code 2."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = edgekv("serve", "--port", port)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "choose another --port" in done.stderr
+    done = edgekv("serve", "--no-token", "--token-file", "x")
+    assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
