@@ -35,6 +35,10 @@ class CapacityError(EdgeKVError):
     """A tier's limit leaves no room for what was asked; says which limit to raise."""
 
 
+class PolicyError(EdgeKVError):
+    """A method of selection failed or chose what cannot be read; says which, and nothing was read by it."""
+
+
 class StoreError(EdgeKVError):
     """The data directory cannot be used: foreign, newer, damaged, read-only or gone."""
 

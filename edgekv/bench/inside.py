@@ -90,8 +90,8 @@ class LeafBytes:
         self.num_bytes = 0
         read = store.read
 
-        def counted(requests: Sequence[LeafRead], priority: int = 0) -> Transfer:
+        def counted(requests: Sequence[LeafRead], priority: int = 0, *, waits: bool = False) -> Transfer:
             self.num_bytes += sum(len(request.out) for request in requests)
-            return read(requests, priority)
+            return read(requests, priority, waits=waits)
 
         store.read = counted  # type: ignore[method-assign]  # this one store only

@@ -17,6 +17,7 @@ from torch import Tensor
 import edgekv_kernels as kernels
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
+from edgekv.engine.asking import asking, checked
 from edgekv.engine.attended import FullAttention
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
@@ -174,10 +175,13 @@ class SelectedAttention:
 
         Raises:
             CapacityError: no room for the new leaves, their abstracts or what is selected.
+            PolicyError: (also while the pass runs) the method of selection failed.
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
+        self._whole = None  # of a pass that failed
         if sequence is not self._owner or sequence.num_cuts != self._num_cuts:
-            self._selector.reset()
+            with asking(self._selector):
+                self._selector.reset()
         self._owner, self._num_cuts = sequence, sequence.num_cuts
         arrivals.wait_all()  # abstracts are made of what has landed
         this = self._open(sequence, count)
@@ -240,7 +244,8 @@ class SelectedAttention:
         """The pass of one token as a whole; None where the policy has to be asked layer by layer."""
         choosing = None
         if this.num_choices:
-            choosing = self._selector.choosing(this.abstracts, this.choice, this.num_choices)
+            with asking(self._selector):
+                choosing = self._selector.choosing(this.abstracts, this.choice, this.num_choices)
             if choosing is None:
                 return None
         return kernels.TokenPass(
@@ -307,7 +312,8 @@ class SelectedAttention:
             token_ids=this.sequence.token_ids,
             attended=None if full is None else partial(full.of, layer, sample),
         )
-        num_chosen = self._selector.select(step)
+        with asking(self._selector):
+            num_chosen = checked(self._selector.select(step), step)
         out[num_chosen : num_chosen + len(this.fixed)] = this.fixed
         return out[: num_chosen + len(this.fixed)]
 

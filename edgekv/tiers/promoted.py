@@ -189,18 +189,25 @@ class PromotedLeaves:
         if held.any():  # a GPU: from the host pool
             self._mover.copy_slots(self._mover.host, host[held], self._mover.device, slots[held])
         on_disk, into = columns[~held].astype(np.intp), slots[~held]
-        damaged = np.empty(0, np.intp)
-        if len(on_disk):
-            assert self._mover.disk is not None, "a leaf is nowhere"
-            read = self._mover.disk.read(
-                sequence.directory.places, layer, on_disk, into, self.tier, waits=True
-            )
-            damaged = read.wait()
-            self._brought.num_read += len(on_disk)
+        damaged = self._read(layer, on_disk, into)
+        if len(damaged):  # out of memory or of descriptors just then? The store knows which are lost for good
+            again = np.isin(on_disk, damaged)
+            damaged = self._read(layer, on_disk[again], into[again])
         self._mover.lane.computation_waits()
         if len(damaged):
             self._give(slots)
             raise DamagedColumns(int(damaged.min()), len(damaged))
+
+    def _read(self, layer: int, columns: NDArray[np.intp], slots: NDArray[np.int32]) -> NDArray[np.intp]:
+        """Read leaves from disk and wait; those that did not arrive."""
+        if not len(columns):
+            return columns
+        assert self._mover.disk is not None, "a leaf is nowhere"
+        assert self._sequence is not None
+        places = self._sequence.directory.places
+        read = self._mover.disk.read(places, layer, columns, slots, self.tier, waits=True)
+        self._brought.num_read += len(columns)
+        return read.wait()
 
     def _slots_for(self, layer: int, columns: NDArray[np.int32]) -> NDArray[np.int32]:
         if len(self._free) < len(columns):

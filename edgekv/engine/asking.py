@@ -1,0 +1,55 @@
+"""Between the engine and a method of selection: anybody may write one, and what it does wrong must not be read.
+
+Knows what a choice has to be; not how one is made.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekv.errors import EdgeKVError, PolicyError
+from edgekv.tiers.arrivals import DamagedColumns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgekv.policies.selection.selector import Selector, Step
+
+
+@contextmanager
+def asking(selector: Selector) -> Iterator[None]:
+    """Around every call of a method. Raises PolicyError for what it raises, but for damage and our own errors."""
+    try:
+        yield
+    except (EdgeKVError, DamagedColumns) as error:
+        if isinstance(error, PolicyError):
+            raise PolicyError(_told(selector, str(error))) from error
+        raise
+    except Exception as error:  # the edge to code that is not ours
+        raise PolicyError(_told(selector, f"{type(error).__name__}: {error}")) from error
+
+
+def checked(num_chosen: int, step: Step) -> int:
+    """How many columns stand in `step.out`, each once and one of those to choose from. Raises PolicyError."""
+    if not 0 <= num_chosen <= step.num_columns:
+        raise PolicyError(f"{num_chosen} columns were chosen, {step.num_columns} is the most")
+    if num_chosen == 0:
+        return 0
+    chosen = np.sort(step.out[:num_chosen].numpy())
+    if chosen[0] < step.columns.start or chosen[-1] >= step.columns.stop:
+        wrong = chosen[0] if chosen[0] < step.columns.start else chosen[-1]
+        raise PolicyError(
+            f"column {wrong} was chosen, not one of {step.columns.start} to {step.columns.stop - 1}"
+        )
+    twice = chosen[1:] == chosen[:-1]
+    if twice.any():
+        raise PolicyError(f"column {chosen[1:][twice][0]} was chosen twice")
+    return int(num_chosen)
+
+
+def _told(selector: Selector, what: str) -> str:
+    line = " ".join(what.split())
+    return f"the selection method {type(selector).__name__} failed ({line}); choose another with --selection"
