@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgekv.bench import chat as chatting
 from edgekv.bench import cli_long, opening
 from edgekv.bench import decode as decoding
 from edgekv.bench import encryption as encrypting
@@ -213,6 +214,27 @@ def open_(
     machine = measure_machine(config.data_dir, choose_device("cpu"))
     with scratch(config.data_dir) as folder:
         write("open", machine, opening.measure(folder / "store", size, runs), as_json=as_json)
+
+
+@app.command()
+@with_options
+def chat(
+    given: Given,
+    *,
+    messages: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Messages in the history.")
+    ] = chatting.MESSAGES,
+    keys: Annotated[int, typer.Option(min=1, metavar="N", help="Keys to time.")] = chatting.KEYS,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Starts to time.")] = chatting.STARTS,
+    as_json: AsJson = False,
+) -> None:
+    """How soon the full-screen chat is there, and a key is seen while an answer streams."""
+    config = given.config()
+    machine = measure_machine(config.data_dir, choose_device("cpu"))
+    with storage_errors(), scratch(config.data_dir) as folder:
+        rows = chatting.measure_starts(folder, runs)
+        rows += chatting.measure_echo(config, folder, messages, keys)
+    write("chat", machine, rows, as_json=as_json)
 
 
 @app.command()

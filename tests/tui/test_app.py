@@ -79,6 +79,21 @@ async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
         await person.sees("hello there")
 
 
+async def test_a_failed_engine_is_told_and_loaded_again(sit_down):
+    """Guards against a chat that ends, or hangs, because the engine did: what was said before is there again."""
+    async with sit_down("a") as person:
+        await person.talks("hi")
+        person.engine.error = MemoryError("no memory")
+        await person.says("more")
+        await person.sees("internal error MemoryError: no memory")
+        await person.does("load_again")
+        await person.misses("loading", "closing", "internal error")
+        person.engine.error = None
+        await person.sees("hi", "more", "[no answer]")
+        await person.presses("ctrl+r")
+        await person.until(lambda: person.screen().count("hello there") == 2)
+
+
 async def test_leaving_keeps_the_part_that_was_said(sit_down):
     """Guards Ctrl+Q in the middle of an answer."""
     async with sit_down("a", answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:

@@ -61,7 +61,7 @@ class Answering:
             self._stream.cancel()
 
     async def run(self, begin: Callable[[], Stream]) -> None:
-        """Begin it in a thread and follow it to its end."""
+        """Begin it in a thread and follow it to its end; `error` then says what went wrong, if anything did."""
         try:
             self._stream = await asyncio.to_thread(begin)
             if self.is_stopping:
@@ -69,10 +69,13 @@ class Answering:
             await self._follow(self._stream)
         except EdgeKVError as error:
             self.error = error
-            await self._tell()
+        except Exception as error:  # noqa: BLE001  the edge: whatever the engine died of must not end the chat
+            self.error = EdgeKVError(f"internal error {type(error).__name__}: {error}")
         finally:
             if self._stream is not None and not self.has_ended:
                 self._stream.cancel()
+        if self.error is not None:
+            await self._tell()
 
     async def _follow(self, stream: Stream) -> None:
         loop = asyncio.get_running_loop()

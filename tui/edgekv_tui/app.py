@@ -75,6 +75,7 @@ class ChatApp(App[int]):
         self._name = name
         self._private = private
         self._is_leaving = False
+        self.on_left: Callable[[int], None] = _nothing_more
 
     def get_default_screen(self) -> ChatScreen:
         """The chat."""
@@ -111,6 +112,19 @@ class ChatApp(App[int]):
         except EdgeKVError as error:
             screen.say(str(error), is_alert=True)
 
+    async def action_use_another_model(self) -> None:
+        """Offer the models there are; what was said stays with the model it was said to."""
+        await self._choose_model(
+            f"Now: {self.session.model_name}. Private chats end with a change of the model."
+        )
+
+    async def action_load_again(self) -> None:
+        """Close the session and open it anew: after the engine failed, or with another model."""
+        self.chat_screen.say("closing…")
+        await self.session.close()
+        self.chat_screen.say("loading the model…")
+        await self._open()
+
     async def _choose_model(self, problem: str) -> None:
         """Offer what there is; one key begins with it."""
         found = await asyncio.to_thread(found_models, self.session.config)
@@ -120,8 +134,7 @@ class ChatApp(App[int]):
         chosen = await self.push_screen_wait(Choose(problem, rows or ["no GGUF file was found"], hint=hint))
         if chosen is not None and found:
             self.session.config = self.session.config.replace({"model": found[chosen].path})
-            self.chat_screen.say(f"loading {found[chosen].name}…")
-            await self._open()
+            await self.action_load_again()
 
     def _ask_passphrase(self, question: str) -> str:
         """Called in the thread that opens the session."""
@@ -182,6 +195,7 @@ class ChatApp(App[int]):
             await self.session.close()
         finally:
             self.exit(code)
+            self.on_left(code)
 
     def _on_signals(self) -> None:
         """SIGTERM and a closed window are a quit: the terminal is put back, what was answered is kept."""
@@ -190,6 +204,10 @@ class ChatApp(App[int]):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.leave, 128 + number)
+
+
+def _nothing_more(_code: int) -> None:
+    """Whoever started the app sees to its end."""
 
 
 KEY_GROUPS: dict[str, type[DOMNode]] = {

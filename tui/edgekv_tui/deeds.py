@@ -47,6 +47,8 @@ DEEDS = (
     Deed("export_markdown", "Export as Markdown", "The current branch, for reading; not encrypted"),
     Deed("export_json", "Export as JSON lines", "Everything, to be imported again; not encrypted"),
     Deed("import_file", "Import conversations", "What edgekv exported, ChatGPT's export, or llm's logs.db"),
+    Deed("model", "Use another model", "Conversations stay with the model that made them"),
+    Deed("load_again", "Load the model again", "After an error, or when the disk is there again"),
     Deed("forget", "Forget this conversation", "Destroys its key: text and memory are gone for good"),
 )
 
@@ -190,6 +192,14 @@ class Deeds:
             self._screen.say(f"importing {at} of {len(chats)}: {one_line(chat.title, 40)}")
             name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
         return name
+
+    async def model(self) -> None:
+        """Choose one."""
+        await self._screen.app.run_action("use_another_model")
+
+    async def load_again(self) -> None:
+        """Close everything and open it anew."""
+        await self._screen.app.run_action("load_again")
 
     async def forget(self) -> None:
         """Ask, then destroy it and begin a new one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import TYPE_CHECKING
 
 from edgekv_tui.app import ChatApp
@@ -12,11 +14,22 @@ if TYPE_CHECKING:
     from edgekv import Config
 
 
+LONGEST_END_S = 5.0
+
+
+def _end_soon(code: int) -> None:
+    """Everything is closed and kept. If the terminal is gone, Textual may wait for ever to write to it: do not."""
+    timer = threading.Timer(LONGEST_END_S, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+
+
 def run(config: Config, name: str | None, *, private: bool = False) -> int:
     """Chat until the person leaves; returns the exit code. Raises ConfigError for a chat.toml without sense."""
     path = settings_path()
     session = Session(config, durable=not private)
     app = ChatApp(session, name, private=private, settings=read_settings(path), settings_file=path)
+    app.on_left = _end_soon
     code = app.run()
     if app.fatal_error is not None:
         raise app.fatal_error

@@ -143,6 +143,7 @@ class Session:
     def __init__(self, config: Config, *, durable: bool = True, opener: type[Runtime] = Runtime) -> None:
         self.config = config
         self.durable = durable
+        self.model_name = "…"
         self._opener = opener
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
@@ -171,6 +172,7 @@ class Session:
         self._runtime = await asyncio.to_thread(
             self._opener, config=self.config, durable=self.durable, passphrase=passphrase
         )
+        self.model_name = self._runtime.stats().model
 
     async def infos(self) -> list[ConversationInfo]:
         """The kept conversations, last used first."""
@@ -232,9 +234,12 @@ class Session:
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:
-        """Stop what runs, keep it, free the model."""
-        if self._runtime is not None:
-            await asyncio.to_thread(self._runtime.close)
+        """Stop what runs, keep it, free the model. Private conversations end; it can be opened again."""
+        runtime, self._runtime = self._runtime, None
+        self._chats.clear()
+        self.model_name = "…"
+        if runtime is not None:
+            await asyncio.to_thread(runtime.close)
 
     def _enter(self, name: str) -> OpenChat:
         runtime = self.runtime

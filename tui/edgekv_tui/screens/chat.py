@@ -123,6 +123,8 @@ class ChatScreen(Screen[None]):
 
     async def refresh_list(self) -> None:
         """Read the list of conversations again."""
+        if not self.session.is_open:
+            return
         try:
             infos = await self.session.infos()
         except Closed:
@@ -218,7 +220,7 @@ class ChatScreen(Screen[None]):
 
     def _show_title(self) -> None:
         private = " · PRIVATE" if self.chat.private else ""
-        model = self.session.runtime.stats().model if self.session.is_open else "…"
+        model = self.session.model_name
         self.set_class(self.chat.private, "-private")
         self.query_one("#title", Static).update(
             f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
