@@ -89,14 +89,7 @@ def soak(
     disk, and 256 tokens a step (512 in prefill); --seed decides what happens (1).
     """
     setting = Setting(_selected(given), text)
-    column = setting.shape.column_bytes
-    limits = {
-        "device_budget": soaking.DEVICE_TOKENS // 16 * column,
-        "host_budget": soaking.HOST_TOKENS // 16 * column,
-        "disk_budget": soaking.DISK_TOKENS // 16 * column,
-        "budget": soaking.BUDGET,
-        "prefill_budget": soaking.PREFILL_BUDGET,
-    }
+    limits = soaking.default_limits(setting)
     setting = Setting(set_unless_given(given, setting.config, limits), text)
     machine = measured(setting)
     rows = soaking.measure(setting, tokens, progress)

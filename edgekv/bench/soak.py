@@ -17,6 +17,7 @@ from edgekv.bench.memory import MemoryPeak, anonymous_bytes
 from edgekv.bench.setting import SCRATCH_KEYS
 from edgekv.bench.soak_party import Party
 from edgekv.bench.tiers import ALLOWANCE_BYTES
+from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.checkup import check_up
 from edgekv.errors import EdgeKVError
 from edgekv.models.weights import decoder_bytes
@@ -36,6 +37,18 @@ DEVICE_TOKENS, HOST_TOKENS, DISK_TOKENS = 2_048, 6_144, 49_152  # the limits, un
 LONGEST_TOKENS = 8_000
 BUDGET, PREFILL_BUDGET = 256, 512
 _TELL_EVERY = 50_000
+
+
+def default_limits(setting: Setting) -> dict[str, int]:
+    """Options that fit the model: its tokens' KV, whatever that takes."""
+    column = setting.shape.column_bytes
+    return {
+        "device_budget": DEVICE_TOKENS // LEAF_TOKENS * column,
+        "host_budget": HOST_TOKENS // LEAF_TOKENS * column,
+        "disk_budget": DISK_TOKENS // LEAF_TOKENS * column,
+        "budget": BUDGET,
+        "prefill_budget": PREFILL_BUDGET,
+    }
 
 
 def measure(setting: Setting, tokens: int, progress: Callable[[str], None]) -> list[Row]:
@@ -129,7 +142,7 @@ def _runtime(setting: Setting, data_dir: Path) -> Runtime:
 
 
 def _tokens(setting: Setting, num_bytes: int) -> int:
-    return num_bytes * 16 // setting.shape.column_bytes
+    return num_bytes * LEAF_TOKENS // setting.shape.column_bytes
 
 
 def _count_rows(labels: Labels, counts: Counts, seconds: float) -> list[Row]:
