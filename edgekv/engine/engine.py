@@ -13,6 +13,7 @@ from edgekv.cache.directory import Directory
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.cache.ledger import Ledger, Tier
 from edgekv.cache.sequence import Sequence, common_prefix
+from edgekv.engine.machine import return_memory
 from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request
 from edgekv.engine.sampler import Sampler
 from edgekv.engine.stopper import Stopper
@@ -112,7 +113,6 @@ class Engine:
     def unload(self) -> None:
         """Write what is durable, then free the weights and every pool; the store stays open."""
         if self._loaded is not None and self._rebuild is not None:
-            self._loaded = None
             self._free_memory()
 
     def longest_context(self) -> int:
@@ -349,7 +349,7 @@ class Engine:
             self._front.close()
 
     def _free_memory(self) -> None:
-        mover = self._residency.mover
+        self._loaded, mover = None, self._residency.mover
         try:
             for sequence in list(self._residency.sequences.values()):
                 self._residency.flush(sequence)
@@ -357,3 +357,4 @@ class Engine:
         finally:
             mover.device.close()
             mover.host.close()
+            return_memory()
