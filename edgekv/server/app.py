@@ -75,7 +75,7 @@ class Service:
         async def done(result: Result | None) -> None:
             if lent is not None and lent.is_pooled:
                 texts = None if result is None else [*(text for _, text in messages), result.text]
-                if self._dialogues.give_back(lent, texts):
+                if self._dialogues.give_back(lent, texts) and not self._tasks:
                     self._in_background(self._dialogues.forget_old)
 
         return self._answer("chat", asked, begin, done)

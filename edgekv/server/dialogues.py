@@ -63,9 +63,11 @@ class Dialogues:
 
     def forget_old(self) -> None:
         """Give up those that were not used for longest, where there are too many; waits for the engine."""
-        with self._lock:
-            old, self._old = self._old, []
-        for one in old:
+        while True:
+            with self._lock:
+                if not self._old:
+                    return
+                one = self._old.pop()
             self._runtime.forget(one.conversation.name, private=True)
 
     def _is_worth_it(self, lent: Lent, texts: list[str], system: str | None) -> bool:

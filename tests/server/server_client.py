@@ -1,12 +1,15 @@
 """A client of the server's application over a fake engine."""
 
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from edgekv import Runtime
 from edgekv.server.app import Service
+from edgekv.server.run import listen_on_port
 
 TOKEN = "a-token-of-some-length"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -21,6 +24,27 @@ def open_test_client(factory, data_dir, *, most_body_bytes=1 << 20, **options):
         client = TestClient(app, base_url=PLACE, headers=HEADERS, raise_server_exceptions=False)
         client.runtime = runtime
         yield client
+
+
+@contextmanager
+def live(factory, data_dir, **options):
+    """A server in a thread, and the address of its API."""
+    with (
+        Runtime(engine_factory=factory, data_dir=data_dir, **options) as runtime,
+        listen_on_port(0) as listening,
+    ):
+        app = Service(runtime, most_body_bytes=1 << 20).app(token=TOKEN)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
+        server.capture_signals = nullcontext  # those are the test program's
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.002)
+            yield runtime, f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def wait_until(condition, seconds=10):

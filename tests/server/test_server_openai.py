@@ -1,43 +1,13 @@
 """The real openai client against a live server on a fake model: what the protocol's own client sees."""
 
 import asyncio
-import contextlib
-import threading
-import time
 
 import pytest
 from fakes import FakeFactory
-from server_client import TOKEN, wait_until
-
-from edgekv import Runtime
-from edgekv.server.app import Service
-from edgekv.server.run import listen_on_port
+from server_client import TOKEN, live, wait_until
 
 openai = pytest.importorskip("openai")
 HI = [{"role": "user", "content": "hi"}]
-
-
-@contextlib.contextmanager
-def live(factory, data_dir, **options):
-    """A server in a thread, and the address of its API."""
-    import uvicorn
-
-    with (
-        Runtime(engine_factory=factory, data_dir=data_dir, **options) as runtime,
-        listen_on_port(0) as listening,
-    ):
-        app = Service(runtime, most_body_bytes=1 << 20).app(token=TOKEN)
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
-        server.capture_signals = contextlib.nullcontext  # those are the test program's
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.002)
-            yield runtime, f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
