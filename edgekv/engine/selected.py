@@ -37,6 +37,7 @@ SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_PASSES = 64  # the mass that was kept is measured in one of so many decode passes
 FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
 MIN_WINDOW_COLUMNS = 4
+NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ class _Pass:
 
     where: int32 `[num_layers, num_columns]`, slots in `pool` or ABSENT. writes: `[num_layers, n]`, slots in
     `written` of the columns from the first new token's on, which is the column's token `offset`. The last of the
-    `fixed` columns lacks `num_missing` tokens; `at_once`: columns that may be promoted together.
+    `fixed` columns lacks `num_missing` tokens; `around`: those of them that are weighed with what is chosen from.
+    `at_once`: columns that may be promoted together.
     """
 
     sequence: Sequence
@@ -109,6 +111,7 @@ class _Pass:
     writes: Tensor
     offset: int
     fixed: Tensor
+    around: Tensor
     choice: range
     num_choices: int
     at_once: int
@@ -223,6 +226,7 @@ class SelectedAttention:
         first_window = budget.first_window(start)
         in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
         writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
+        fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
         return _Pass(
             sequence=sequence,
             count=count,
@@ -232,7 +236,8 @@ class SelectedAttention:
             written=residency.mover.device.pool,
             writes=torch.from_numpy(writes).to(pool.device),
             offset=offset,
-            fixed=self._fixed(start, first_window, with_tail=bool(in_tail)),
+            fixed=fixed,
+            around=fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))],
             choice=range(SINK_COLUMNS, max(SINK_COLUMNS, first_window)),
             num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
             at_once=budget.num_columns,
@@ -245,7 +250,7 @@ class SelectedAttention:
         choosing = None
         if this.num_choices:
             with asking(self._selector):
-                choosing = self._selector.choosing(this.abstracts, this.choice, this.num_choices)
+                choosing = self._selector.choosing(this.abstracts, this.choice, this.num_choices, this.around)
             if choosing is None:
                 return None
         return kernels.TokenPass(
@@ -311,6 +316,7 @@ class SelectedAttention:
             style=self._style,
             token_ids=this.sequence.token_ids,
             attended=None if full is None else partial(full.of, layer, sample),
+            around=this.around,
         )
         with asking(self._selector):
             num_chosen = checked(self._selector.select(step), step)

@@ -38,7 +38,8 @@ class Choosing:
 
     keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer; nodes: uint8
     [num_layers, num_nodes, Hkv * (3 D + 8)] likewise. winners: int32 [num_layers, >= budget] and num_winners: int32
-    [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now.
+    [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now. around: int32 [n], as
+    `select_leaves` takes them.
     """
 
     keys: torch.Tensor
@@ -50,6 +51,7 @@ class Choosing:
     winners: torch.Tensor
     num_winners: torch.Tensor
     alpha: float = ALPHA
+    around: torch.Tensor | None = None
 
     def of(
         self,
@@ -72,6 +74,7 @@ class Choosing:
             nodes=self.nodes[layer],
             max_candidates=self.max_candidates,
             extra=self.winners[layer, : int(self.num_winners[layer])],
+            around=self.around,
             turns=turns,
             style=style,
             alpha=self.alpha,
@@ -231,6 +234,8 @@ def _choice(
     assert choosing.winners.stride(1) == choosing.num_winners.stride(0) == 1
     assert choosing.keys[0].is_contiguous()
     assert choosing.nodes[0].is_contiguous()
+    around = choosing.around
+    assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
     return (
         0,
         0,
@@ -257,4 +262,6 @@ def _choice(
         choosing.num_winners.data_ptr(),
         choosing.winners.stride(0),
         choosing.alpha,
+        0 if around is None else around.data_ptr(),
+        0 if around is None else len(around),
     )

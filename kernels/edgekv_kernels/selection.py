@@ -61,6 +61,29 @@ def score_leaves(
     return out
 
 
+def score_among(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    columns: torch.Tensor | None,
+    around: torch.Tensor | None,
+    first: int,
+    last: int,
+    scale: float,
+    turns: torch.Tensor | None = None,
+    style: Style = "split",
+) -> torch.Tensor:
+    """`score_leaves` with the columns `around` (int32 [m]) in every head's softmax: float32 [n] of the others.
+
+    What the heads give to `around` is missing from the sum.
+    """
+    if around is None or len(around) == 0:
+        return score_leaves(q, keys, columns, first, last, scale, turns, style)
+    if columns is None:
+        columns = torch.arange(first, last, dtype=torch.int32, device=around.device)
+    every = torch.cat((columns, around))
+    return score_leaves(q, keys, every, 0, 0, scale, turns, style)[: len(columns)]
+
+
 def score_nodes(
     q: torch.Tensor,
     nodes: torch.Tensor,
@@ -135,6 +158,7 @@ def select_leaves(
     nodes: torch.Tensor | None = None,
     max_candidates: int = 0,
     extra: torch.Tensor | None = None,
+    around: torch.Tensor | None = None,
     turns: torch.Tensor | None = None,
     style: Style = "split",
     alpha: float = ALPHA,
@@ -145,7 +169,8 @@ def select_leaves(
     of each column in `out`. Without it nothing is scored where the range fits the budget. With `nodes` and more
     than `max_candidates` columns in the range, the `max_candidates // 8` most promising nodes are found first, and
     only their columns, those in no whole node and those of `extra` are scored (int32, any order; columns outside
-    the range are ignored).
+    the range are ignored). `around`: int32, rows of `keys` outside the range that are attended anyway: they take
+    part in each head's softmax, so that a head which looks only there does not weigh in.
     """
     assert 0 <= first <= last <= len(keys), (first, last, keys.shape)
     assert budget >= 0, budget
@@ -163,6 +188,7 @@ def select_leaves(
         assert extra is None or (extra.dtype is torch.int32 and extra.is_contiguous())
         assert out.is_contiguous()
         assert nodes is None or (nodes.is_contiguous() and nodes.dtype is torch.uint8)
+        assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
         return int(
             dispatch.native.select_leaves(
                 *_job(q, keys, None, first, last - first, scale, turns, style),
@@ -175,10 +201,12 @@ def select_leaves(
                 0 if extra is None else extra.data_ptr(),
                 extras,
                 alpha,
+                0 if around is None else around.data_ptr(),
+                0 if around is None else len(around),
             )
         )
     columns = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, style, alpha)
-    scores = score_leaves(q, keys, columns, first, last, scale, turns, style)
+    scores = score_among(q, keys, columns, around, first, last, scale, turns, style)
     best = scores.topk(min(count, len(scores))).indices.sort().values
     count = len(best)
     out[:count] = best + first if columns is None else columns[best]

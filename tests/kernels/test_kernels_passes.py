@@ -45,7 +45,7 @@ def layer():
     )
 
 
-def token_pass(*, budget, turned=False, reach=None, max_candidates=1000):
+def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=True):
     """Column c of layer i in slot i * COLUMNS + c; the last column is being written, its sixth token now."""
     torch.manual_seed(3)
     pool = (2 * torch.randn(LAYERS * COLUMNS, 2, KV_HEADS, 16, DIM)).bfloat16()
@@ -61,7 +61,8 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000):
             torch.zeros(LAYERS, budget, dtype=torch.int32),
             torch.zeros(LAYERS, dtype=torch.int32),
         )
-        choosing = Choosing(keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts)
+        near = torch.tensor([0, COLUMNS - 3, COLUMNS - 2], dtype=torch.int32) if around else None
+        choosing = Choosing(keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, around=near)
     angles = torch.rand(COLUMNS, DIM // 2)
     return TokenPass(
         pool=pool,
@@ -126,6 +127,16 @@ def test_all_layers_at_once(form, worst, budget, turned, threads):
     assert (
         worst(attend.pool[attend.writes.flatten().long()], plain.pool[plain.writes.flatten().long()]) < 1e-2
     )
+
+
+def test_what_is_attended_anyway_is_weighed_too(form):
+    """Guards that the columns around reach the choice at all: without them other ones are chosen here."""
+    chosen = {}
+    for around in (True, False):
+        attend = token_pass(budget=7, around=around)
+        pass_layers_(*inputs(), attend)
+        chosen[around] = attend.columns(0).tolist()
+    assert chosen[True] != chosen[False]
 
 
 def test_nodes_and_last_winners(form):

@@ -10,6 +10,7 @@ from edgekv_kernels import (
     node_bounds,
     pack_keys,
     pack_nodes,
+    score_among,
     score_leaves,
     score_nodes,
     select_leaves,
@@ -221,3 +222,51 @@ def test_the_cascade(form):
     every = score_leaves(q, keys, None, first, last, 0.15).topk(budget).indices.sort().values + first
     assert out.tolist() == every.tolist()
     assert select_leaves(q, keys, 8, 12, 3, 0.15, out, nodes=nodes, max_candidates=2) == 3  # no whole node
+
+
+def test_what_is_attended_anyway_takes_part_in_the_softmax(form, worst):
+    """Guards the share: a head that looks at sink and window only must not weigh in as much as any other."""
+    if form == "triton":
+        pytest.skip("interpreted: slow; scoring is tested above")
+    q, keys, nodes, generator = index(60, 2, 3, 64, 2, seed=9)
+    turns = angles(60, 64, generator)
+    around = torch.tensor([0, 58, 59, 57], dtype=torch.int32)
+    first, last, budget = 3, 55, 9
+    ranks = torch.cat((torch.arange(first, last), around.long()))
+    expected = expected_mass(q, keys[ranks], 0.15, turns[ranks])[: last - first]
+    mass = score_among(q, keys, None, around, first, last, 0.15, turns)
+    assert worst(mass, expected) < MASS_BOUND
+    out, got = torch.full((20,), -1, dtype=torch.int32), torch.full((20,), torch.nan)
+    count = select_leaves(q, keys, first, last, budget, 0.15, out, mass=got, around=around, turns=turns)
+    best = mass.topk(budget).indices.sort().values
+    assert count == budget
+    assert out[:count].tolist() == (best + first).tolist()
+    assert torch.allclose(got[:count], mass[best], rtol=1e-5)
+    assert out[count:].eq(-1).all()
+    how = {"nodes": nodes, "max_candidates": 16, "extra": torch.tensor([30, 31], dtype=torch.int32)}
+    columns = candidate_columns(q, nodes, first, last, 0.15, 16, how["extra"])
+    mass = score_among(q, keys, columns, around, first, last, 0.15)
+    count = select_leaves(q, keys, first, last, budget, 0.15, out, mass=got, around=around, **how)
+    best = mass.topk(budget).indices.sort().values
+    assert out[:count].tolist() == columns[best].tolist()
+    assert torch.allclose(got[:count], mass[best], rtol=1e-5)
+
+
+def test_a_head_that_looks_nearby_gives_way(form):
+    """Guards the order: without the window one head's far favourite ties with another's; its share decides."""
+    if form == "triton":
+        pytest.skip("interpreted: slow; scoring is tested above")
+    keys = torch.zeros(20, 2, 1, 16, 64)
+    keys[5, :, :, :, 0] = 4.0  # what the first head likes of the far ones
+    keys[9, :, :, :, 1] = 3.0  # what the second likes
+    keys[19, :, :, :, 0] = 12.0  # nearby, the first head likes this far more
+    q = torch.zeros(1, 2, 64)
+    q[0, 0, 0] = q[0, 1, 1] = 1.0
+    with forced("reference"):
+        rows = pack_keys(keys.bfloat16(), torch.arange(20, dtype=torch.int32))
+    out = torch.empty(1, dtype=torch.int32)
+    assert select_leaves(q, rows, 1, 19, 1, 1.0, out) == 1
+    assert out.tolist() == [5]
+    near = torch.tensor([0, 19], dtype=torch.int32)
+    assert select_leaves(q, rows, 1, 19, 1, 1.0, out, around=near) == 1
+    assert out.tolist() == [9]

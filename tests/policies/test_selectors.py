@@ -116,6 +116,27 @@ def test_keys_on_disk_are_asked_for(name):
     assert set(winners) <= chosen(selector, step_of(abstracts, make(), range(1, 70), 6))
 
 
+RANKED = [name for name in SELECTORS if name not in ("window", "quest", "oracle")]
+
+
+@pytest.mark.parametrize("name", RANKED)
+@pytest.mark.parametrize("absent", [(), range(4, 60)])
+def test_heads_that_look_nearby_give_way(name, absent):
+    """Guards the softmax: a head whose attention is all in the window must not choose far columns.
+
+    The first kv head's queries like column 20, and 55 in the window far more; the second's like column 30.
+    """
+    keys = torch.zeros(60, HEADS, 16, DIM)
+    keys[20, 0, :, 0], keys[55, 0, :, 0], keys[30, 1, :, 1] = 24.0, 48.0, 20.0
+    q = torch.zeros(1, HEADS * GROUP, DIM)
+    q[:, :GROUP, 0] = q[:, GROUP:, 1] = 1.0
+    alone = step_of(Made(keys, absent), q, range(1, 50), 1)
+    if name != "leoam":  # which measures each head by what it happens to know first
+        assert chosen(SELECTORS[name](), alone) == {20}
+    around = torch.tensor([0, 55, 56], dtype=torch.int32)
+    assert chosen(SELECTORS[name](), step_of(Made(keys, absent), q, range(1, 50), 1, around=around)) == {30}
+
+
 def brute_force(step, seeds):
     """Weights of all columns in float64, as `leoam` defines them."""
     scores = kernels.leaf_scores(step.q, step.abstracts.keys(0), step.scale).double()

@@ -35,10 +35,11 @@ class Weights:
 
     @classmethod
     def of(cls, step: Step, seeds: Tensor) -> Self:
-        """Measured by what the queries give to the columns `seeds`."""
+        """Measured by what the queries give to the columns `seeds` and to those that are attended anyway."""
         weights = cls(step, torch.empty(0), seeds, torch.empty(0))
-        scores = weights._scores(seeds)
-        weights.norm = scores.flatten(2).logsumexp(-1)
+        every = weights._scores(torch.cat([seeds, step.around.long()]))
+        scores = every[:, :, : len(seeds)]
+        weights.norm = every.flatten(2).logsumexp(-1)
         weights.of_seeds = weights._sum(scores)
         return weights
 

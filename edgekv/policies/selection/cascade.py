@@ -1,8 +1,9 @@
 """The default: tree nodes skip deserts, low-bit keys rank what is left (kv-path: selection).
 
 Nodes of 8 leaves are only scored where more than `max_candidates` columns are to choose from; what won the step
-before stays a candidate, since neighbouring steps choose nearly the same. Every token is ranked for: every second
-one only halved the time and lost a needle that exact attention found.
+before stays a candidate, since neighbouring steps choose nearly the same. Sink and window take part in each head's
+softmax: without them heads that look nowhere else counted as much as those that look far, and a needle was lost.
+Every token is ranked for: every second one only halved the time and lost a needle that exact attention found.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Cascade(Selector):
         self._num_winners[step.layer] = count
         return count
 
-    def choosing(self, abstracts: AbstractsLike, columns: range, num_columns: int) -> kernels.Choosing | None:
+    def choosing(
+        self, abstracts: AbstractsLike, columns: range, num_columns: int, around: Tensor
+    ) -> kernels.Choosing | None:
         """See `Selector`."""
         if abstracts.num_absent:
             return None
@@ -54,6 +57,7 @@ class Cascade(Selector):
             max_candidates=self.max_candidates,
             winners=self._winners,
             num_winners=self._num_winners,
+            around=around,
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:
@@ -83,6 +87,7 @@ class Cascade(Selector):
             nodes=step.abstracts.nodes(step.layer),
             max_candidates=self.max_candidates,
             extra=self._last_winners(step.layer),
+            around=step.around,
             turns=step.turns,
             style=step.style,
         )
@@ -101,11 +106,7 @@ class Cascade(Selector):
             step.turns,
             step.style,
         )
-        step.abstracts.ensure(step.layer, columns.numpy())
-        keys = step.abstracts.keys(step.layer)
-        mass = kernels.score_leaves(
-            step.q, keys, columns, *bounds, step.scale, turns=step.turns, style=step.style
-        )
+        mass = step.mass(step.q, columns)
         best = mass.topk(min(step.num_columns, len(columns))).indices
         count = len(best)
         step.out[:count] = columns[best].sort().values

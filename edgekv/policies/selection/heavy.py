@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import edgekv_kernels as kernels
 from edgekv.policies.selection.selector import Selector
 
 if TYPE_CHECKING:
@@ -55,9 +54,7 @@ class Heavy(Selector):
     def _weigh(self, step: Step) -> Tensor:
         """Sums of the layer by column, the step's queries included."""
         first, last = step.columns.start, step.columns.stop
-        mass = kernels.score_leaves(
-            step.q, step.every_key(), None, first, last, step.scale, step.turns, step.style
-        )
+        mass = step.mass(step.q)
         known = self._sums.get(step.layer, torch.empty(0))
         sums = torch.zeros(max(last, len(known)))  # a block's window may begin earlier than a token's did
         sums[: len(known)] = known * self.decay ** len(step.q)

@@ -7,10 +7,13 @@ no KV, no tiers and no slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
+import torch
+
+import edgekv_kernels as kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +62,8 @@ class Step:
 
     q: float32 `[T, Hq, D]`, rotated at its positions; a block hands in a sample of its queries. The choice is
     among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
+    around: int32 `[m]`, columns that are attended anyway and have abstracts, the sink and the nearest: what a head
+    gives to them it does not ask of `columns`, so they belong into the softmax of every estimate.
     turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
     the model's), None where every distance is within the trained window. token_ids: of everything before the pass.
     attended: reads every leaf and gives the attention that each of `columns` gets under full attention, float32
@@ -76,6 +81,21 @@ class Step:
     style: Style = "split"
     token_ids: Sequence[int] = ()
     attended: Callable[[], Tensor] | None = None
+    around: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+
+    def mass(self, q: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Attention estimated from low-bit keys, brought from disk where they are not here: float32 `[n]`.
+
+        Of queries `q` (like the step's) to some of the step's `columns` (int32, ascending; None: to all).
+        """
+        first, last = self.columns.start, self.columns.stop
+        if self.abstracts.num_absent:
+            wanted = torch.arange(first, last) if columns is None else columns
+            self.abstracts.ensure(self.layer, torch.cat([wanted, self.around]).numpy())
+        keys = self.abstracts.keys(self.layer)
+        return kernels.score_among(
+            q, keys, columns, self.around, first, last, self.scale, self.turns, self.style
+        )
 
     def every_key(self) -> Tensor:
         """Low-bit keys of the layer, those of all `columns` brought from disk."""
@@ -104,6 +124,7 @@ class Selector(Protocol):
         abstracts: AbstractsLike,  # noqa: ARG002 - for those that do
         columns: range,  # noqa: ARG002
         num_columns: int,  # noqa: ARG002
+        around: Tensor,  # noqa: ARG002
     ) -> kernels.Choosing | None:
         """Methods that are nothing but `kernels.select_leaves` say with what, and decode passes choose without
         returning to Python in every layer; None: `select` is asked.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.policies.selection.selector import Selector
 
@@ -37,11 +36,7 @@ class Sentence(Selector):
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
-        first, last = step.columns.start, step.columns.stop
-        q = self._mean(step)
-        mass = kernels.score_leaves(
-            q, step.every_key(), None, first, last, step.scale, step.turns, step.style
-        )
+        mass = step.mass(self._mean(step))
         return step.keep_best(self._by_sentence(mass, step) if self.end_ids else mass)
 
     def reset(self) -> None:

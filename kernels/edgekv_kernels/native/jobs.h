@@ -55,7 +55,8 @@ typedef struct {
     const float *q;
     const uint8_t *rows;
     const int32_t *columns; /* which rows, or NULL: from `first` on */
-    long first, count, queries, heads, kv_heads, dim, q_stride, width;
+    const int32_t *around;  /* the last `num_around` of the `count` rows: in the softmax, not to be chosen */
+    long first, count, num_around, queries, heads, kv_heads, dim, q_stride, width;
     const float *turns; /* a row per column, or NULL; index row i takes the turn of column i * turn_step */
     long turn_width, turn_step;
     int interleaved;

@@ -311,13 +311,14 @@ KERNEL(score_nodes) { /* score job (14), out, alpha */
     Py_RETURN_NONE;
 }
 
-/* score job (14), out, mass, budget, nodes, num_nodes, max_candidates, extra, num_extra, alpha -> how many */
+/* score job (14), out, mass, budget, nodes, num_nodes, max_candidates, extra, num_extra, alpha, around, num_around
+   -> how many */
 KERNEL(select_leaves) {
-    ARGS(23)
+    ARGS(25)
     score_job job = score_job_of(args, 6);
     choice want = {.out = POINTER(14), .mass = POINTER(15), .budget = INTEGER(16), .nodes = POINTER(17),
                    .num_nodes = INTEGER(18), .max_candidates = INTEGER(19), .extra = POINTER(20),
-                   .num_extra = INTEGER(21)};
+                   .num_extra = INTEGER(21), .around = POINTER(23), .num_around = INTEGER(24)};
     job.alpha = REAL(22);
     NO_ERROR;
     scorer by = scorer_now();
@@ -353,7 +354,8 @@ KERNEL(pass_layers) {
         p.choice = (choosing){.job = score_job_of(args, 6), .keys = POINTER(14), .keys_stride = INTEGER(15),
                               .nodes = POINTER(16), .nodes_stride = INTEGER(17), .winners = POINTER(21),
                               .num_winners = POINTER(22), .winners_stride = INTEGER(23)};
-        p.choice.want = (choice){.num_nodes = INTEGER(18), .budget = INTEGER(19), .max_candidates = INTEGER(20)};
+        p.choice.want = (choice){.num_nodes = INTEGER(18), .budget = INTEGER(19), .max_candidates = INTEGER(20),
+                                 .around = POINTER(25), .num_around = INTEGER(26)};
         p.choice.job.alpha = REAL(24);
     }
     NO_ERROR;

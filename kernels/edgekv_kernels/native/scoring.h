@@ -269,9 +269,11 @@ INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float
     }
 }
 
-INLINE const uint8_t *FN(row_at)(const score_job *job, long i) {
-    return job->rows + (job->columns ? job->columns[i] : job->first + i) * job->width;
+INLINE long FN(column_at)(const score_job *job, long i) {
+    long listed = job->count - job->num_around;
+    return i >= listed ? job->around[i - listed] : job->columns ? job->columns[i] : job->first + i;
 }
+INLINE const uint8_t *FN(row_at)(const score_job *job, long i) { return job->rows + FN(column_at)(job, i) * job->width; }
 
 /* blocks begin to end - 1, for every query and head */
 INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, int is_node) {
@@ -283,9 +285,9 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
         const float *before = NULL;
         b.count = (int)(job->count - block * ROWS < ROWS ? job->count - block * ROWS : ROWS);
         for (int c = 0; c < b.count; c++) {
-            long i = block * ROWS + c, at = job->columns ? job->columns[i] : job->first + i;
+            long at = FN(column_at)(job, block * ROWS + c);
             const float *turn = job->turns ? job->turns + at * job->turn_step * job->turn_width : NULL;
-            rows[c] = FN(row_at)(job, i);
+            rows[c] = job->rows + at * job->width;
             b.is_new[c] = c == 0 || (turn && memcmp(turn, before, (size_t)job->turn_width * 4) != 0);
             if (turn && b.is_new[c]) FN(spread)(turn, D, job->turn_width, job->interleaved, cos + c * D, sin + c * D);
             before = turn;

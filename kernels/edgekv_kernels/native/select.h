@@ -67,8 +67,8 @@ typedef struct {
     int32_t *out;    /* [budget] */
     float *mass;     /* [budget] or NULL */
     const uint8_t *nodes;
-    const int32_t *extra;
-    long budget, num_nodes, max_candidates, num_extra;
+    const int32_t *extra, *around;
+    long budget, num_nodes, max_candidates, num_extra, num_around;
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -102,9 +102,9 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
 /* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
 static long select_best(const scorer *by, score_job *job, const choice *want) {
     long n = job->count, first = job->first;
-    float *mass = malloc((size_t)n * (2 * sizeof(float) + 2 * sizeof(int32_t) + 1));
+    float *mass = malloc((size_t)n * (2 * sizeof(float) + 2 * sizeof(int32_t) + 1) + want->num_around * sizeof(float));
     if (!mass) return -1;
-    float *scratch = mass + n;
+    float *scratch = mass + n + want->num_around;
     int32_t *columns = (int32_t *)(scratch + n), *found = columns + n;
     uint8_t *marks = (uint8_t *)(found + n);
     long count = -1;
@@ -115,9 +115,13 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
             if (marks[i]) columns[job->count++] = (int32_t)(first + i);
         job->columns = columns;
     }
+    long candidates = job->count;
     job->out = mass;
-    if (job->count && !score(by, by->leaves, job)) goto done;
-    count = best_of(mass, job->count, want->budget, scratch, found);
+    job->around = want->around;
+    job->num_around = want->num_around;
+    job->count += want->num_around;
+    if (candidates && !score(by, by->leaves, job)) goto done;
+    count = best_of(mass, candidates, want->budget, scratch, found);
     for (long i = 0; i < count; i++) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
         if (want->mass) want->mass[i] = mass[found[i]];
