@@ -45,7 +45,7 @@ def layer():
     )
 
 
-def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=True):
+def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=1):
     """Column c of layer i in slot i * COLUMNS + c; the last column is being written, its sixth token now."""
     torch.manual_seed(3)
     pool = (2 * torch.randn(LAYERS * COLUMNS, 2, KV_HEADS, 16, DIM)).bfloat16()
@@ -61,7 +61,7 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
             torch.zeros(LAYERS, budget, dtype=torch.int32),
             torch.zeros(LAYERS, dtype=torch.int32),
         )
-        near = torch.tensor([0, COLUMNS - 3, COLUMNS - 2], dtype=torch.int32) if around else None
+        near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
         choosing = Choosing(keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, around=near)
     angles = torch.rand(COLUMNS, DIM // 2)
     return TokenPass(
@@ -130,13 +130,15 @@ def test_all_layers_at_once(form, worst, budget, turned, threads):
 
 
 def test_what_is_attended_anyway_is_weighed_too(form):
-    """Guards that the columns around reach the choice at all: without them other ones are chosen here."""
+    """Guards that the columns around reach the choice at all: one that counts 60 times changes it."""
     chosen = {}
-    for around in (True, False):
-        attend = token_pass(budget=7, around=around)
+    for around in (0, 60):
+        plain, attend = (token_pass(budget=7, around=around) for _ in range(2))
+        layer_by_layer(plain)
         pass_layers_(*inputs(), attend)
         chosen[around] = attend.columns(0).tolist()
-    assert chosen[True] != chosen[False]
+        assert chosen[around] == plain.columns(0).tolist()
+    assert chosen[0] != chosen[60]
 
 
 def test_nodes_and_last_winners(form):

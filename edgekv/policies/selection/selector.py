@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    import edgekv_kernels as kernels
     from edgekv_kernels.rope import Style
 
 
