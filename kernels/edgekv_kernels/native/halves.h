@@ -55,6 +55,20 @@ static void some_rows(const kernels *table, const matrix *parts, const float *x,
     }
 }
 
+/* Ask for the beginning of what will be read from row `begin` on; while waiting for the others it comes for free. */
+static void ask_for_rows(const matrix *parts, long begin) {
+    while (begin >= parts->w.n) begin -= (parts++)->w.n;
+    const weights *w = &parts->w;
+    const char *quants = (const char *)w->quants + begin * w->k * w->bits / 8;
+    for (long i = 0; i < 4096; i += 64) __builtin_prefetch(quants + i, 0, 2);
+    if (w->bits == 16) return;
+    long at = begin * (w->k / w->group) * (w->scale_f32 ? 4 : 2);
+    for (long i = 0; i < 512; i += 64) {
+        __builtin_prefetch((const char *)w->scale + at + i, 0, 2);
+        if (w->offset) __builtin_prefetch((const char *)w->offset + at + i, 0, 2);
+    }
+}
+
 static void shares(long count, int part, int parts, long *begin, long *end) {
     long fours = (count + 3) / 4;
     *begin = fours * part / parts * 4;
@@ -97,16 +111,18 @@ static void after_team(const void *p, int part, int parts) {
     const half_job *job = p;
     const layer_weights *layer = job->layer;
     float *x = job->scratch + part * job->scratch_size, *gated = x + layer->hidden, *work = gated + 2 * layer->ffn;
-    long begin, end;
+    long begin, end, first, last, f = layer->ffn;
     shares(layer->hidden, part, parts, &begin, &end);
-    some_rows(job->table, &layer->attn_out, job->attended, begin, end, job->hidden + begin, 1, work);
-    team_barrier();
-    long first, last, f = layer->ffn;
     shares(f, part, parts, &first, &last);
+    some_rows(job->table, &layer->attn_out, job->attended, begin, end, job->hidden + begin, 1, work);
+    if (first < last) ask_for_rows(layer->gate_up, first);
+    team_barrier();
     normalized(job, layer->ffn_norm, x);
     some_rows(job->table, layer->gate_up, x, first, last, gated, 0, work);
+    if (first < last) ask_for_rows(layer->gate_up, f + first);
     some_rows(job->table, layer->gate_up, x, f + first, f + last, gated + (last - first), 0, work);
     swiglu_job swiglu = {.in = gated, .out = job->out + first, .width = last - first};
+    if (begin < end) ask_for_rows(&layer->down, begin);
     job->table->swiglu(&swiglu, 0, 1, 0);
     team_barrier();
     some_rows(job->table, &layer->down, job->out, begin, end, job->hidden + begin, 1, work);

@@ -76,7 +76,11 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
         for (int r = 0; r < R; r++) {
             long at = (row + r) * groups + g0;
             widen((const char *)w->scale + at * scale_size, w->scale_f32, count, d[r]);
-            if (w->offset) widen((const char *)w->offset + at * scale_size, w->scale_f32, count, m[r]);
+            __builtin_prefetch((const char *)w->scale + at * scale_size + 1024, 0, 2);
+            if (w->offset) {
+                widen((const char *)w->offset + at * scale_size, w->scale_f32, count, m[r]);
+                __builtin_prefetch((const char *)w->offset + at * scale_size + 1024, 0, 2);
+            }
             q[r] = (const uint8_t *)w->quants + (row + r) * row_bytes + g0 * group_bytes;
         }
         const float *x = job->x + g0 * group;
@@ -87,7 +91,7 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             vf step = load(steps + g);
             for (int r = 0; r < R; r++) store(d[r] + g, load(d[r] + g) * step);
         }
-        digit_rows512(q, digits, job->sums + g0, count, 2 * R * row_bytes, R, bits, group, w->offset != NULL, d, m, acc);
+        digit_rows512(q, digits, job->sums + g0, count, R, bits, group, w->offset != NULL, d, m, acc);
         (void)x;
         continue;
 #elif W == 16

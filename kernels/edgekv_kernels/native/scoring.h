@@ -152,7 +152,7 @@ INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float
     }
     for (int c = 0; c < b->count; c++) {
         const uint8_t *row = b->rows[c];
-        for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i);
+        for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i, 0, 2);
         if (b->is_new[c])
             for (int g = 0; g < G; g++) {
                 const float *query = q + g * D;
@@ -232,7 +232,7 @@ INLINE void FN(node_block)(const score_job *job, const FN(block) *b, const float
         vf dot[4] = {{0}};
         if (c < b->count) {
             const uint8_t *row = b->rows[c];
-            for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i);
+            for (long i = 0; i < b->ahead; i += 64) __builtin_prefetch(b->next[c] + i, 0, 2);
             const int8_t *least = (const int8_t *)row + 8;
             float scale[2];
             memcpy(scale, row, 8);
