@@ -40,6 +40,7 @@ class AsyncRuntime:
         config: Config | None = None,
         config_path: Path | None = None,
         engine_factory: EngineFactory | None = None,
+        durable: bool = True,
         passphrase: Callable[[str], str] | str | None = None,
         **options: Unpack[Options],
     ) -> None:
@@ -48,6 +49,7 @@ class AsyncRuntime:
             config=config,
             config_path=config_path,
             engine_factory=engine_factory,
+            durable=durable,
             passphrase=passphrase,
             **options,
         )

@@ -36,9 +36,17 @@ class Delivery:
         self._is_scheduled = False
         self._has_changed = False
         self._has_ended = False
+        self._timer: threading.Timer | None = None
 
     def begin(self) -> None:
         """Deliver what is there already, and from now on whatever comes."""
+        remaining_s = self._stream.remaining_s()
+        if (
+            remaining_s is not None
+        ):  # while it waits in the queue nobody else would notice that its time is over
+            self._timer = threading.Timer(remaining_s, self._stream.cancel)
+            self._timer.daemon = True
+            self._timer.start()
         self._stream.notify(self._changed)
         self._changed()
 
@@ -60,7 +68,8 @@ class Delivery:
             with self._lock:
                 self._has_changed = False
             while not self._has_ended and (event := self._next()) is not None:
-                self._has_ended = isinstance(event, Done | BaseException)
+                if isinstance(event, Done | BaseException):
+                    self._end()
                 try:
                     self._handle(event)
                 except BaseException:
@@ -77,6 +86,11 @@ class Delivery:
         except BaseException as error:  # noqa: BLE001  what the answer failed with, for the handler
             return error
 
-    def _stop(self) -> None:
+    def _end(self) -> None:
         self._has_ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _stop(self) -> None:
+        self._end()
         self._stream.cancel()

@@ -1,6 +1,7 @@
 """Events pushed to a handler: in order, complete, in the thread that was asked for."""
 
 import threading
+import time
 from queue import SimpleQueue
 
 import pytest
@@ -87,3 +88,29 @@ def test_a_handler_that_fails_in_its_loop_raises_there(open_runtime):
         loop.run_until(lambda: False)
     stream._generation.wait()
     assert len(calls) == 1
+
+
+def test_a_time_limit_holds_in_the_queue_too(open_runtime):
+    """Guards deliver with a timeout: it ends in time though another answer is being made, and its timer is gone."""
+    factory = FakeFactory()
+    runtime = open_runtime(factory)
+    factory.engine.hold.clear()
+    running = runtime.conversation("a").stream("hi")
+    assert factory.engine.started.wait(10)
+    got, ended = [], threading.Event()
+
+    def handle(event):
+        got.append(event)
+        if isinstance(event, Done):
+            ended.set()
+
+    before = threading.active_count()
+    runtime.conversation("b").stream("hi", timeout=0.05).deliver(handle)
+    assert ended.wait(10)
+    assert (got[-1].result.finish_reason, len(factory.engine.requests)) == ("cancelled", 1)
+    factory.engine.hold.set()
+    assert running.result().text == "hello there"
+    runtime.conversation("b").stream("hi", timeout=1000).deliver(handle)
+    runtime.conversation("c").send("hi")
+    while threading.active_count() > before:
+        time.sleep(0.002)
