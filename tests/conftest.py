@@ -25,7 +25,10 @@ def data_dir(tmp_path) -> Path:
 
 
 def pytest_addoption(parser):
-    """Sizes of the campaigns; without them they run at the sizes of CI."""
+    """Sizes of the campaigns; without them they run at the sizes of CI. And a way to accept new looks."""
+    parser.addoption(
+        "--new-looks", action="store_true", help="write what the chat looks like now: tests/tui/looks"
+    )
     sizes = parser.getgroup("stress", "sizes of `pytest -m stress`, see docs/reliability.md")
     sizes.addoption("--kills", type=int, help="processes to kill")
     sizes.addoption("--power-losses", type=int, help="power losses to play, of SQLite and of segments each")

@@ -94,5 +94,5 @@ def _row(hit: Hit) -> Content:
     parts: list[str | tuple[str, str]] = [(f"{one_line(hit.name, 30)}  ", "bold")]
     for at, piece in enumerate(" ".join(hit.excerpt.split()).split(OPEN)):
         found, _, rest = piece.partition(CLOSE) if at else ("", "", piece)
-        parts += [(shown(found), "$accent bold"), shown(rest)]
+        parts += [(shown(found), "$text-accent bold"), shown(rest)]
     return Content.assemble(*parts)

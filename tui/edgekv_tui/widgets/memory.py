@@ -67,11 +67,11 @@ def memory_parts(session: Session, chat: OpenChat, width: int) -> Iterator[Part]
 
 
 def _heading(text: str) -> Part:
-    return (f"\n{text}\n", "bold $accent")
+    return (f"\n{text}\n", "bold $text-accent")
 
 
 def _tiers(use: CacheUse, width: int) -> Iterator[Part]:
-    yield ("Memory\n", "bold $accent")
+    yield ("Memory\n", "bold $text-accent")
     rows = (
         ("device", "$success", use.device_bytes, use.device_limit_bytes),
         ("host", "$warning", use.host_bytes, use.host_limit_bytes),

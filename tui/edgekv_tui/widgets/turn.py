@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgekv import Result, Turn
 
 
+FOLD_LINES = 20
+FOLD_CHARACTERS = 2000
+
+
 class Answer(Markdown):
     """The answer's Markdown. A link is shown, never opened: nothing leaves this machine by itself."""
 
@@ -36,6 +40,7 @@ class TurnView(VerticalGroup, can_focus=True):
         Binding("e", "ask('edit')", "Edit", id="turn.edit"),
         Binding("c", "ask('copy')", "Copy", id="turn.copy"),
         Binding("b", "ask('branches')", "Branches", id="turn.branches"),
+        Binding("f", "fold", "Fold", id="turn.fold"),
     ]
 
     class Asked(Message):
@@ -62,6 +67,7 @@ class TurnView(VerticalGroup, can_focus=True):
         self.answer = answer
         self.result: Result | None = None
         self._remarks = [remark] if remark else []
+        self._is_whole = False
 
     @classmethod
     def of(cls, number: int, turn: Turn, branch: str = "") -> TurnView:
@@ -72,7 +78,7 @@ class TurnView(VerticalGroup, can_focus=True):
 
     def compose(self) -> ComposeResult:
         """The message, the answer, the note."""
-        yield Static(shown(self.user), markup=False, classes="user")
+        yield Static(self._folded(), markup=False, classes="user")
         yield Answer(self.answer)
         yield Static("\n".join(self._remarks), markup=False, classes="note")
 
@@ -97,6 +103,19 @@ class TurnView(VerticalGroup, can_focus=True):
         """Say one thing more below the answer."""
         self._remarks.append(shown(text))
         self.query_one(".note", Static).update("\n".join(self._remarks))
+
+    def action_fold(self) -> None:
+        """Show all of a long message, or its beginning again."""
+        message = self.query_one(".user", Static)
+        self._is_whole = not self._is_whole
+        message.update(shown(self.user) if self._is_whole else self._folded())
+
+    def _folded(self) -> str:
+        """The message, or where it is long the beginning: laying out a pasted book takes seconds."""
+        lines = self.user[:FOLD_CHARACTERS].split("\n")[:FOLD_LINES]
+        begin = "\n".join(lines)
+        left = len(self.user) - len(begin)
+        return shown(begin) + (f"\n… {left:,} more characters; f shows them" if left else "")
 
     def action_ask(self, what: str) -> None:
         """Tell what was asked for."""
