@@ -74,6 +74,7 @@ async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
         await person.sees("no model was chosen", "small", "edgekv chat --model PATH")
         row = next(at for at, line in enumerate(person.found_models()) if line.name == "small")
         await person.presses(*["down"] * row, "enter")
+        await person.until(lambda: person.app.session.is_open)
         await person.misses("loading", "edgekv chat --model")
         await person.says("hi")
         await person.sees("hello there")
