@@ -5,6 +5,7 @@ Knows tokens and positions. What the decoder's `attend` does is `exact.py` or `s
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -71,7 +72,8 @@ class Runner:
         device = self.decoder.device
         ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
         positions = torch.arange(start, start + count, device=device)
-        hidden = self.decoder.forward(ids, positions, attend)
+        with self.residency.promotion.reading_ahead(sequence) if selects and count == 1 else nullcontext():
+            hidden = self.decoder.forward(ids, positions, attend)
         if selects:
             assert self.selected is not None
             self.selected.end()

@@ -130,6 +130,15 @@ class Abstracts:
             if len(missing):
                 self._fetch(layer, missing.astype(np.intp))
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self._num_layers
+
+    def absent_in(self, layer: int) -> NDArray[np.bool_]:
+        """Which columns of a layer have no keys here, `[num_columns]` (a view)."""
+        return self._absent[layer, : self.num_columns]
+
     def is_absent(self, layer: int, columns: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of `columns` have no keys here."""
         absent: NDArray[np.bool_] = self._absent[layer, columns]

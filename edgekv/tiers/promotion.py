@@ -6,7 +6,7 @@ what was computed or stored without them. Knows rooms and places; not what is se
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,11 @@ from edgekv.errors import CapacityError
 from edgekv.tiers.abstracts import Abstracts
 from edgekv.tiers.arrivals import DamagedColumns
 from edgekv.tiers.kept_abstracts import KeptAbstracts, sections_of
+from edgekv.tiers.keys_ahead import KeysAhead
 from edgekv.tiers.promoted import PromotedLeaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -55,8 +56,10 @@ class Promotion:
         key_bytes = kernels.key_bytes(shape.num_kv_heads, shape.head_dim)
         node_bytes = kernels.node_bytes(shape.num_kv_heads, shape.head_dim)
         self._kept = None
+        self._keys_ahead = None
         if mover.disk is not None:
             self._kept = KeptAbstracts(mover.disk.store, shape.num_layers, key_bytes, node_bytes)
+            self._keys_ahead = KeysAhead(self._kept)
         self.promoted = PromotedLeaves(mover)
 
     def open(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts | None:
@@ -148,6 +151,19 @@ class Promotion:
         if known.reserve(stop - first):
             self._add(sequence, known, np.arange(first, stop))
 
+    @contextmanager
+    def reading_ahead(self, sequence: Sequence) -> Iterator[None]:
+        """While a token is computed, more of the low-bit keys that are still on disk are read."""
+        ahead, known = self._keys_ahead, self._abstracts.get(sequence.id)
+        if ahead is None or known is None or not known.num_absent:
+            yield
+            return
+        ahead.start(known, sequence.directory.places)
+        try:
+            yield
+        finally:
+            ahead.land()
+
     def _of(self, sequence: Sequence) -> Abstracts:
         abstracts = self._abstracts.get(sequence.id)
         if abstracts is None:
@@ -212,6 +228,9 @@ class Promotion:
         """
         abstracts, directory = self._abstracts[sequence.id], sequence.directory
         assert self._kept is not None
+        assert self._keys_ahead is not None
+        self._keys_ahead.land(layer)  # no memory is read into twice at a time
+        columns = columns[abstracts.is_absent(layer, columns)]
         keys = abstracts.keys_in(layer)
         abstracts.arrived(layer, self._kept.read_keys(directory.places[: len(keys)], layer, columns, keys))
         for column in columns[abstracts.is_absent(layer, columns)]:

@@ -10,6 +10,9 @@ from gguf_writer import write_tiny_gguf
 from edgekv.cache.directory import ABSENT
 from edgekv.config import Config
 from edgekv.engine.build import load_model
+from edgekv.policies.selection.cascade import Cascade
+from edgekv.policies.selection.methods import SELECTORS
+from edgekv.tiers import keys_ahead
 from edgekv.tiers.kept_abstracts import KeptAbstracts
 from edgekv.tiers.promoted import PromotedLeaves
 from edgekv.tiers.promotion import Promotion
@@ -93,6 +96,76 @@ def test_keys_made_anew_while_a_pass_runs_cost_no_column(model, stored, monkeypa
         assert same(seen.all(), stored[1])
     assert passes
     assert not any(made), "a slot was taken between the beginning of a pass and its end"
+
+
+def test_keys_come_while_tokens_are_computed(model, stored, monkeypatch):
+    """Guards decoding after a restart: with keys on disk every layer of every token returned to Python for them,
+    for as long as the conversation was open."""
+    monkeypatch.setattr(keys_ahead, "COLUMNS_AT_ONCE", 16)
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+    left = []
+    with engine_on(model, stored[0], **SELECTED) as engine:
+        for count in (1, 2, 12):
+            ask(engine, prompt(640), max_tokens=count)
+            left.append(engine._residency.promotion._abstracts[SEQUENCE].num_absent)
+        known = engine._residency.promotion._abstracts[SEQUENCE]
+        found = known.all_keys[:, :39].clone()
+    assert left[0] > left[1] > left[2] == 0
+    with engine_on(model, stored[0], **SELECTED) as engine:
+        ask(engine, prompt(640), max_tokens=1)
+        known = engine._residency.promotion._abstracts[SEQUENCE]
+        for layer in range(LAYERS):
+            known.ensure(layer, np.arange(39))
+        assert (known.all_keys[:, :39] == found).all()
+
+
+def logits_of_a_resume(model, folder, monkeypatch, start=None):
+    """Logits of 12 tokens; `start` stands in for reading keys ahead."""
+    with monkeypatch.context() as patch:
+        patch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+        if start is not None:
+            patch.setattr(KeptAbstracts, "start_keys", start)
+        with engine_on(model, folder, **SELECTED) as engine:
+            seen = Recorder(engine)
+            ask(engine, prompt(640), max_tokens=12)
+            return seen.all()
+
+
+def test_keys_that_do_not_come_are_made_when_needed(model, stored, monkeypatch):
+    """Guards reading ahead against damage: pieces that do not verify stay away, and a pass asks for them itself."""
+    monkeypatch.setattr(keys_ahead, "_FEW", 0)
+    begin = KeptAbstracts.start_keys
+
+    def lost(self, places, layer, columns, keys, priority=0, absent=None):
+        read = begin(self, places, layer, columns, keys, priority, absent)
+        if priority:
+            read.spans.clear()
+        return read
+
+    found = logits_of_a_resume(model, stored[0], monkeypatch, lost)
+    monkeypatch.setattr(keys_ahead.KeysAhead, "start", lambda *_: None)
+    assert same(found, logits_of_a_resume(model, stored[0], monkeypatch))
+
+
+def test_a_piece_that_is_partly_there_is_not_read_into(model, stored, monkeypatch):
+    """Guards keys that a pass looks at: what lands on them is opened in place, and for a moment it is noise."""
+    monkeypatch.setattr(keys_ahead, "_FEW", 0)
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+    with engine_on(model, stored[0], **SELECTED) as engine:
+        ask(engine, prompt(640), max_tokens=1)
+        known = engine._residency.promotion._abstracts[SEQUENCE]
+        column = int(np.flatnonzero(known.absent_in(1))[0])
+        known.arrived(1, np.array([column]))  # as if it had been made of its leaf
+        ahead = engine._residency.promotion._keys_ahead
+        places = engine._residency.sequences[SEQUENCE].directory.places
+        asked = []
+        for _ in range(8):
+            ahead.start(known, places)
+            asked += [] if ahead._flight is None else [(ahead._flight[0], ahead._flight[1].spans)]
+            ahead.land()
+        assert [layer for layer, _ in asked] == [0, 1]
+        assert not any(first <= column < stop for first, stop in asked[1][1])
+        assert 0 < known.num_absent < 8
 
 
 def test_leaves_of_a_running_step_never_give_way(model, stored, monkeypatch):
