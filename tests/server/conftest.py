@@ -1,4 +1,4 @@
-"""Clients of the server's application, each over its own data directory."""
+"""Clients of the server's application."""
 
 from contextlib import ExitStack
 
@@ -8,14 +8,11 @@ from server_client import open_test_client
 
 
 @pytest.fixture
-def open_client(tmp_path):
+def open_client():
     """Opens clients over fake engines; closes their Runtimes at the end."""
     with ExitStack() as stack:
-        opened = []
 
-        def open_one(factory=None, **options):
-            opened.append(None)
-            path = tmp_path / f"data{len(opened)}"
-            return stack.enter_context(open_test_client(factory or FakeFactory(), path, **options))
+        def open_one(factory=None, data_dir=None, **options):
+            return stack.enter_context(open_test_client(factory or FakeFactory(), data_dir, **options))
 
         yield open_one

@@ -17,9 +17,11 @@ PLACE = "http://127.0.0.1:8377"
 
 
 @contextmanager
-def open_test_client(factory, data_dir, *, most_body_bytes=1 << 20, **options):
-    """`client.runtime` is what is behind it."""
-    with Runtime(engine_factory=factory, data_dir=data_dir, **options) as runtime:
+def open_test_client(factory, data_dir=None, *, most_body_bytes=1 << 20, **options):
+    """`client.runtime` is what is behind it. Without a data directory nothing is durable."""
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    with Runtime(engine_factory=factory, durable=data_dir is not None, **options) as runtime:
         app = Service(runtime, most_body_bytes=most_body_bytes).app(token=TOKEN)
         client = TestClient(app, base_url=PLACE, headers=HEADERS, raise_server_exceptions=False)
         client.runtime = runtime
@@ -27,10 +29,10 @@ def open_test_client(factory, data_dir, *, most_body_bytes=1 << 20, **options):
 
 
 @contextmanager
-def live(factory, data_dir, **options):
+def live(factory, **options):
     """A server in a thread, and the address of its API."""
     with (
-        Runtime(engine_factory=factory, data_dir=data_dir, **options) as runtime,
+        Runtime(engine_factory=factory, durable=False, **options) as runtime,
         listen_on_port(0) as listening,
     ):
         app = Service(runtime, most_body_bytes=1 << 20).app(token=TOKEN)

@@ -109,9 +109,9 @@ def test_a_long_text_asked_about_twice_is_read_once(open_client):
     assert use["prompt_tokens_details"]["cached_tokens"] > 1500
 
 
-def test_nothing_is_kept_unless_asked(open_client):
+def test_nothing_is_kept_unless_asked(open_client, data_dir):
     """Guards privacy: requests leave no conversation; with a name the conversation is kept and continued."""
-    client = open_client()
+    client = open_client(data_dir=data_dir)
     ask(client, "secret")
     ask(client, "one", conversation="kept")
     use = ask(client, "one", "hello there", "two", conversation="kept").json()["usage"]

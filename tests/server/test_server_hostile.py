@@ -44,8 +44,8 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    with open_test_client(FakeFactory(), tmp_path_factory.mktemp("data")) as client:
+def client():
+    with open_test_client(FakeFactory()) as client:
         yield client
 
 
@@ -108,8 +108,8 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with live(FakeFactory(), tmp_path_factory.mktemp("data")) as (_, url):
+def place():
+    with live(FakeFactory()) as (_, url):
         yield "127.0.0.1", int(url.split(":")[2].split("/")[0])
 
 

@@ -11,9 +11,9 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place():
     """One live server for the tests that leave it as it was."""
-    with live(FakeFactory(), tmp_path_factory.mktemp("data")) as (_, url):
+    with live(FakeFactory()) as (_, url):
         yield url
 
 
@@ -79,15 +79,15 @@ def test_eight_at_once(place):
     assert asyncio.run(main()) == ["hello there"] * 8
 
 
-def test_hanging_up_stops_the_computation(data_dir):
+def test_hanging_up_stops_the_computation():
     """Guards disconnects over a real connection, in prefill and while the answer comes."""
     factory = FakeFactory(answer="y" * 100_000, token_s=0.001, block_s=0.02)
-    with live(factory, data_dir) as (runtime, url), client_of(url) as client:
+    with live(factory) as (runtime, url), client_of(url) as client:
         with client.chat.completions.create(model="fake", messages=HI, stream=True) as stream:
             next(iter(stream))
         wait_until(lambda: not runtime.stats().is_generating)
         long = [{"role": "user", "content": "x" * 100_000}]
         with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.6).chat.completions.create(model="fake", messages=long)
+            client.with_options(timeout=0.3).chat.completions.create(model="fake", messages=long)
         wait_until(lambda: len(factory.engine.requests) == 2 and not runtime.stats().is_generating)
     assert factory.engine.computed_tokens < 80_000
