@@ -82,6 +82,7 @@ def _gauges(now: Snapshot) -> list[str]:
     for name, value, what in (
         ("edgekv_requests_waiting", now.num_waiting, "requests in the queue"),
         ("edgekv_generating", int(now.is_generating), "1 while an answer is computed"),
+        ("edgekv_model_loaded", int(now.is_loaded), "0 while the weights are unloaded"),
         ("edgekv_conversations_open", now.num_open_conversations, "conversations that are open"),
     ):
         lines += [*_header(name, "gauge", what), f"{name} {value}"]

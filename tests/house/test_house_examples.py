@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import re
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -70,6 +71,16 @@ def test_the_notebook(faked, capsys):
             exec(compile("".join(cell["source"]), "cell", "exec"), names)
     assert capsys.readouterr().out.count("[stop, exact]") == 3
     assert [branch.num_turns for branch in names["chat"].branches()] == [2, 3]
+
+
+def test_the_guides_blocks(faked, capsys):
+    """Guards docs/programs.md: its blocks run, one after the other, as it says."""
+    text = (EXAMPLES.parent / "docs/programs.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/programs.md", "exec"), names)
+    assert capsys.readouterr().out.endswith("hello there\n")
+    assert names["again"].usage.reused_tokens > 60
 
 
 def test_the_reference_names_everything():

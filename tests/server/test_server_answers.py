@@ -147,6 +147,7 @@ def test_models_health_and_metrics(open_client):
     assert 'edgekv_requests_total{endpoint="refused",status="404"} 2' in metrics
     assert 'edgekv_tokens_total{kind="completion"} 12' in metrics
     assert 'edgekv_time_to_first_token_seconds_bucket{le="+Inf"} 1' in metrics
+    assert "edgekv_model_loaded 1" in metrics
     assert 'edgekv_kv_limit_bytes{tier="host"} 2147483648' in metrics
 
 
