@@ -62,9 +62,10 @@ def serve(
 def _listen(port: int | None, unix: Path | None, stack: contextlib.ExitStack) -> tuple[socket.socket, str]:
     """The socket, before the model is loaded: a taken port is told at once."""
     try:
-        from edgekv.server import run  # noqa: PLC0415  optional
+        from edgekv.server import app, run  # noqa: F401, PLC0415  optional; both now, before the model is loaded
     except ImportError as error:
-        raise ConfigError(f"the server needs {error.name}: pip install 'edgekv[server]'") from error
+        missing = (error.name or "its libraries").partition(".")[0]
+        raise ConfigError(f"the server needs {missing}: pip install 'edgekv[server]'") from error
     if unix is not None:
         return stack.enter_context(run.listen_on_path(unix)), f"the socket {unix}"
     listening = run.listen_on_port(run.DEFAULT_PORT if port is None else port)

@@ -26,6 +26,7 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 8377
 _GRACE_S = 1
 _BACKLOG = 128
+_MOST_CONNECTIONS = 200  # more get 503: each may hold a body in memory
 _MOST_HEADER_BYTES = 64 << 10
 
 
@@ -90,6 +91,7 @@ def serve(app: ASGIApp, listening: socket.socket) -> None:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_S,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
     )

@@ -1,14 +1,19 @@
 """`edgekv serve` as a real process: what it says, who may ask, how it ends."""
 
+import contextlib
 import json
 import re
 import signal
 import socket
 import stat
+import sys
 import urllib.error
 import urllib.request
 
 import pytest
+
+from edgekv.cli.serve import _listen
+from edgekv.errors import ConfigError
 
 BODY = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]})
 
@@ -37,9 +42,11 @@ def test_serving_on_a_port(edgekv, data_dir):
 
 
 def test_serving_on_a_unix_socket(edgekv, tmp_path):
-    """Guards the socket: private, without a token when told so, and gone at the end."""
+    """Guards the socket: private, without a token when told so, gone at the end; what is being said is stopped."""
     path = tmp_path / "s"
-    process = edgekv("serve", "--socket", str(path), "--no-token", start=True)
+    process = edgekv(
+        "serve", "--socket", str(path), "--no-token", start=True, answer="x" * 100_000, token_s=0.001
+    )
     assert "every program that reaches it may use it" in process.stderr.readline()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with socket.socket(socket.AF_UNIX) as client:
@@ -48,9 +55,29 @@ def test_serving_on_a_unix_socket(edgekv, tmp_path):
         answer = b"".join(iter(lambda: client.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'"id":"fake"' in answer
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        body = json.dumps({**json.loads(BODY), "stream": True, "max_tokens": 100_000}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        assert client.recv(12) == b"HTTP/1.1 200"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 143
     assert not path.exists()
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_missing_libraries_are_named(monkeypatch):
+    """Guards an installation without the extra: one line that says what to install."""
+    for name in [name for name in sys.modules if name.startswith(("edgekv.server", "uvicorn", "starlette"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("edgekv.server", raising=False)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(ConfigError, match="starlette: pip install 'edgekv.server.'"),
+    ):
+        _listen(0, None, stack)
 
 
 def test_what_makes_no_sense_is_told_before_the_model_is_loaded(edgekv):
