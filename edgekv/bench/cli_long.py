@@ -85,7 +85,7 @@ def soak(
 ) -> None:
     """Whether every limit is kept while many conversations are said to, branched, resumed and forgotten.
 
-    One Runtime under selected attention. Default limits: 2,048 tokens on the device, 6,144 on the host, 49,152 on
+    One Runtime under selected attention. Default limits: 2,048 tokens on the device, 6,144 on the host, 24,576 on
     disk, and 256 tokens a step (512 in prefill); --seed decides what happens (1).
     """
     setting = Setting(_selected(given), text)

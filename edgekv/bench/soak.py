@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgekv.config import Config
 
 TOKENS = 1_000_000
-DEVICE_TOKENS, HOST_TOKENS, DISK_TOKENS = 2_048, 6_144, 49_152  # the limits, unless others are given
+DEVICE_TOKENS, HOST_TOKENS, DISK_TOKENS = 2_048, 6_144, 24_576  # the limits, unless others are given
 LONGEST_TOKENS = 8_000
 BUDGET, PREFILL_BUDGET = 256, 512
 _TELL_EVERY = 50_000

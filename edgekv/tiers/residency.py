@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.expectations import Expectations
-from edgekv.cache.leaf import LEAF_TOKENS, num_columns
+from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
 from edgekv.cache.moves import MoveLog
 from edgekv.errors import CapacityError
 from edgekv.policies.placement import Candidate, Placement
@@ -174,7 +174,11 @@ class Residency:
         return len(away) > 0
 
     def flush(self, sequence: Sequence, at_least: int = 1) -> bool:
-        """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused."""
+        """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused.
+
+        While a turn goes on, as far as the last whole node: a record that begins with a node has its low-bit keys in
+        pieces of whole nodes, and a resume reads one piece where it would read two.
+        """
         disk = self.mover.disk
         if not sequence.durable or disk is None:
             return False
@@ -185,8 +189,10 @@ class Residency:
         done = True
         self._being_written.add(sequence.id)
         try:
-            while done and sequence.num_written < sequence.num_full:
-                columns = self._next_extent(sequence)
+            step = NODE_COLUMNS if at_least > NODE_COLUMNS else 1
+            stop = sequence.num_full // step * step
+            while done and sequence.num_written < stop:
+                columns = self._next_extent(sequence, stop)
                 sections = self.promotion.sections(sequence, columns)
                 done = self.mover.write_extent(sequence, columns, sections)
         finally:
@@ -196,10 +202,10 @@ class Residency:
                 self.release(self.sequences[evicted])
         return done
 
-    def _next_extent(self, sequence: Sequence) -> range:
-        """Columns to write at once: all, or as many as a GPU's can pass through the host together."""
+    def _next_extent(self, sequence: Sequence, stop: int) -> range:
+        """Columns to write at once: all up to `stop`, or as many as a GPU's can pass through the host together."""
         start = sequence.num_written
-        stop = min(sequence.num_full, start + MAX_EXTENT_COLUMNS)
+        stop = min(stop, start + MAX_EXTENT_COLUMNS)
         exact = sequence.num_exact // LEAF_TOKENS
         if start < exact < stop:  # an extent has one provenance
             stop = exact
