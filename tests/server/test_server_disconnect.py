@@ -74,8 +74,10 @@ def test_gone_while_it_answers_and_while_it_waits():
 
     async def scenario(runtime, app):
         first, second = Client(app, "one" * 2000, stream=True), Client(app, "two", stream=True)
-        running = [asyncio.create_task(client.run()) for client in (first, second)]
+        running = [asyncio.create_task(first.run())]
         await first.said.wait()
+        running.append(asyncio.create_task(second.run()))
+        await asyncio.to_thread(wait_until, lambda: runtime.stats().num_waiting == 1)
         second.gone.set()
         await asyncio.wait_for(running[1], 5)
         first.gone.set()
