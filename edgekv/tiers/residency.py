@@ -176,8 +176,8 @@ class Residency:
     def flush(self, sequence: Sequence, at_least: int = 1) -> bool:
         """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused.
 
-        While a turn goes on, as far as the last whole node: a record that begins with a node has its low-bit keys in
-        pieces of whole nodes, and a resume reads one piece where it would read two.
+        While a turn goes on, up to the last whole node: a record that begins with a node has low-bit keys in pieces
+        of whole nodes, so that a resume reads one piece where it would read two.
         """
         disk = self.mover.disk
         if not sequence.durable or disk is None:

@@ -350,3 +350,17 @@ def test_what_moved_and_where_it_lies_is_told(model, tmp_path):
         assert sum(move.num_tokens for move in moves) >= 16 * (len(letters) - device)
         assert all("device limit" in move.why for move in moves)
         assert engine.where(b"x" * 16) == ""
+
+
+def test_records_of_a_long_turn_begin_with_a_node(model, tmp_path):
+    """Guards what a resume reads: low-bit keys lie in pieces of 8 columns of their record, so a record that begins
+    inside a node makes it two pieces to read; only what begins a turn may."""
+    ids = prompt(1600)
+    with engine_on(model, tmp_path / "d") as engine:
+        ask(engine, ids[:104], max_tokens=1)
+        ask(engine, ids, max_tokens=1)
+        places = engine._residency.sequences[b"s" * 16].directory.places
+        starts = [column for column in range(100) if places[column].leaf == 0]
+    assert starts[:2] == [0, 6], "one record of each turn's first columns"
+    assert len(starts) > 4
+    assert all(column % 8 == 0 for column in starts[2:])
