@@ -37,7 +37,7 @@ def test_serving_on_a_port(edgekv, data_dir):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         ask(url, "wrong")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert "Traceback" not in process.stderr.read()
 
 
@@ -62,7 +62,7 @@ def test_serving_on_a_unix_socket(edgekv, tmp_path):
         client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         assert client.recv(12) == b"HTTP/1.1 200"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 143
+        assert process.wait(60) == 143
     assert not path.exists()
     assert "Traceback" not in process.stderr.read()
 

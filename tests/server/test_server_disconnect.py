@@ -65,7 +65,7 @@ def test_gone_in_prefill(streams):
         await asyncio.to_thread(wait_until, lambda: not runtime.stats().is_generating)
 
     serve(factory, scenario)
-    assert factory.engine.computed_tokens < 60_000
+    assert factory.engine.computed_tokens < 79_000
 
 
 def test_gone_while_it_answers_and_while_it_waits():
@@ -106,4 +106,4 @@ def test_a_stopped_server_stops_the_computation():
         await asyncio.to_thread(wait_until, lambda: not runtime.stats().is_generating)
 
     serve(factory, scenario)
-    assert factory.engine.computed_tokens < 60_000
+    assert factory.engine.computed_tokens < 79_000
