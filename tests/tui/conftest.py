@@ -56,7 +56,7 @@ class Person:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, f"waited for {what}; there is:\n{self.screen()}"
-            await asyncio.sleep(0.015)
+            await asyncio.sleep(0.025)
 
     async def presses(self, *keys):
         """Press keys one after the other. (Pilot.press waits 0.1 s for each until the processor is idle.)"""
@@ -138,6 +138,7 @@ def sit_down(data_dir):
         config = Config(data_dir=data_dir, **(config or {}))
         session = Session(config, durable=not private, opener=opener or open_runtime)
         app = ChatApp(session, name, private=private, settings=settings, settings_file=settings_file)
+        app.animation_level = "none"
         async with app.run_test(size=size, notifications=True) as pilot:
             person = Person(app, pilot, factory)
             if waits:

@@ -75,5 +75,8 @@ async def test_broken_markdown_and_a_resized_terminal(sit_down):
             await person.presses("pageup", "pagedown")
         await person.until(lambda: person.app.chat_screen.chat.num_answers == 1)
         await person.sees("the end")
-        await person.presses("shift+tab", "f")
+        await person.presses("shift+tab")
+        await person.until(lambda: getattr(person.app.focused, "number", None) == 0)
+        await person.presses("f")
+        await person.until(lambda: person.app.focused._is_whole)
         assert person.history()[0].answer == answer
