@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SINK_COLUMNS = 1
 PROMOTED_STEPS = 8  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
+SAMPLE_TIERS = (
+    15  # decode passes between two whose leaves are counted by tier: they attend to nearly the same
+)
 SAMPLE_PASSES = 64  # the mass that was kept is measured in one of so many decode passes
 FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
 MIN_WINDOW_COLUMNS = 4
@@ -77,7 +80,9 @@ class AttentionTally:
     mass: float = 0.0
     num_samples: int = 0
     num_leaves: int = 0
-    num_device_leaves: int = 0
+    num_device_leaves: float = 0.0
+    device_share: float = 0.0  # of the leaves of the pass that was looked at last
+    waits: int = 0  # passes until the next is looked at
     slots: list[Tensor] = field(default_factory=list)  # of the pass that runs, a row per layer
 
     def count_leaves(self, first_host: int) -> None:
@@ -145,18 +150,21 @@ class SelectedAttention:
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
         self._whole: kernels.TokenPass | None = None
+        self._column_key: tuple[bytes, int, int, bool] | None = None
+        self._writes = self._fixed_columns = self._around = torch.empty(0, dtype=torch.int32)
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
+        num_on_device = round(tally.num_device_leaves)
         brought = self._residency.promotion.promoted.take_use()
         return AttentionUse(
             mean_tokens=tally.num_tokens / tally.num_steps if tally.num_steps else 0.0,
             mass_kept=tally.mass / tally.num_samples if tally.num_samples else None,
-            host_bytes_read=(tally.num_leaves - tally.num_device_leaves) * leaf_bytes,
-            device_bytes_read=tally.num_device_leaves * leaf_bytes,
+            host_bytes_read=(tally.num_leaves - num_on_device) * leaf_bytes,
+            device_bytes_read=num_on_device * leaf_bytes,
             disk_bytes_read=brought.num_read * leaf_bytes,
             promoted_bytes=brought.num_missed * leaf_bytes,
         )
@@ -199,15 +207,23 @@ class SelectedAttention:
         whole, self._whole = self._whole, None
         if whole is None:
             return
+        promoted, tally = self._residency.promotion.promoted, self.tally
         lengths = whole.counts.numpy() + len(whole.fixed)
-        self.tally.num_steps += len(lengths)
-        self.tally.num_tokens += int(lengths.sum()) * LEAF_TOKENS - len(lengths) * whole.num_missing
-        listed = whole.listed.numpy()
-        attended = np.arange(listed.shape[1]) < lengths[:, None]
-        slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
-        self.tally.slots.append(torch.from_numpy(slots[attended]))
-        if self._residency.promotion.promoted.is_partial:
-            self._residency.promotion.promoted.touch_all(listed, attended)
+        num_leaves = int(lengths.sum())
+        tally.num_steps += len(lengths)
+        tally.num_tokens += num_leaves * LEAF_TOKENS - len(lengths) * whole.num_missing
+        weighs = tally.waits == 0
+        tally.waits = SAMPLE_TIERS if weighs else tally.waits - 1
+        if weighs or promoted.is_partial:
+            listed = whole.listed.numpy()
+            attended = np.arange(listed.shape[1]) < lengths[:, None]
+            if promoted.is_partial:
+                promoted.touch_all(listed, attended)
+            if weighs:
+                slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
+                tally.device_share = float((slots[attended] < self._first_host).sum() / num_leaves)
+        tally.num_leaves += num_leaves
+        tally.num_device_leaves += num_leaves * tally.device_share
 
     def _open(self, sequence: Sequence, count: int) -> _Pass:
         """Make room and abstracts, and find out what the pass attends to anyway."""
@@ -225,8 +241,13 @@ class SelectedAttention:
         pool = promotion.promoted.tier.arena
         first_window = budget.first_window(start)
         in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
-        writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
-        fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
+        key = (sequence.id, sequence.directory.version, tail, count == 1)
+        if count > 1 or key != self._column_key:  # else all but the offset is as it was a token ago
+            self._column_key = key
+            writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
+            self._writes = torch.from_numpy(writes).to(pool.device)
+            self._fixed_columns = fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
+            self._around = fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))]
         return _Pass(
             sequence=sequence,
             count=count,
@@ -234,10 +255,10 @@ class SelectedAttention:
             where=where,
             pool=pool,
             written=residency.mover.device.pool,
-            writes=torch.from_numpy(writes).to(pool.device),
+            writes=self._writes,
             offset=offset,
-            fixed=fixed,
-            around=fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))],
+            fixed=self._fixed_columns,
+            around=self._around,
             choice=range(SINK_COLUMNS, max(SINK_COLUMNS, first_window)),
             num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
             at_once=budget.num_columns,

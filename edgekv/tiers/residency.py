@@ -168,10 +168,11 @@ class Residency:
             raise CapacityError(self._too_small("host"))
 
     def _must_stream(self, sequence: Sequence) -> bool:
-        away = sequence.directory.off_device()
+        directory = sequence.directory
+        away = directory.device[0] == ABSENT
         if self.mover.in_place:
-            away = away[sequence.directory.host[0, away] == ABSENT]
-        return len(away) > 0
+            away &= directory.host[0] == ABSENT
+        return bool(away.any())
 
     def flush(self, sequence: Sequence, at_least: int = 1) -> bool:
         """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused.

@@ -102,7 +102,7 @@ def test_keys_come_while_tokens_are_computed(model, stored, monkeypatch):
     """Guards decoding after a restart: with keys on disk every layer of every token returned to Python for them,
     for as long as the conversation was open."""
     monkeypatch.setattr(keys_ahead, "COLUMNS_AT_ONCE", 16)
-    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
     left = []
     with engine_on(model, stored[0], **SELECTED) as engine:
         for count in (1, 2, 12):
@@ -122,7 +122,7 @@ def test_keys_come_while_tokens_are_computed(model, stored, monkeypatch):
 def logits_of_a_resume(model, folder, monkeypatch, start=None):
     """Logits of 12 tokens; `start` stands in for reading keys ahead."""
     with monkeypatch.context() as patch:
-        patch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+        patch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
         if start is not None:
             patch.setattr(KeptAbstracts, "start_keys", start)
         with engine_on(model, folder, **SELECTED) as engine:
@@ -150,7 +150,7 @@ def test_keys_that_do_not_come_are_made_when_needed(model, stored, monkeypatch):
 def test_a_piece_that_is_partly_there_is_not_read_into(model, stored, monkeypatch):
     """Guards keys that a pass looks at: what lands on them is opened in place, and for a moment it is noise."""
     monkeypatch.setattr(keys_ahead, "_FEW", 0)
-    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=16))
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
     with engine_on(model, stored[0], **SELECTED) as engine:
         ask(engine, prompt(640), max_tokens=1)
         known = engine._residency.promotion._abstracts[SEQUENCE]

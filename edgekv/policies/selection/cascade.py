@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
-MAX_CANDIDATES = 512
+MAX_CANDIDATES = 256
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ class Cascade(Selector):
             step.abstracts.nodes(step.layer),
             *bounds,
             step.scale,
-            self.max_candidates // 2,
+            self.max_candidates,
             self._last_winners(step.layer),
             step.turns,
             step.style,
