@@ -9,7 +9,9 @@ from gguf_writer import write_tiny_gguf
 
 from edgekv.cache.directory import ABSENT
 from edgekv.config import Config
+from edgekv.engine import selected as selected_attention
 from edgekv.engine.build import load_model
+from edgekv.engine.selected import AttentionTally, SelectedAttention
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.methods import SELECTORS
 from edgekv.tiers import keys_ahead
@@ -190,22 +192,27 @@ def test_leaves_of_a_running_step_never_give_way(model, stored, monkeypatch):
     assert any(taken)
 
 
-def test_bytes_read_are_told_by_tier(model, stored):
+def test_bytes_read_are_told_by_tier(model, stored, monkeypatch):
     """Guards honesty: what an answer says it read is what its steps attended to, by the pool it lay in."""
+    monkeypatch.setattr(selected_attention, "SAMPLE_TIERS", 0)  # every pass: usually one in sixteen stands for all
+    slots = []
+    inner_end, inner_count = SelectedAttention.end, AttentionTally.count_leaves
+
+    def end(self):
+        if (whole := self._whole) is not None:
+            slots.extend(whole.where[layer][whole.columns(layer).long()].clone() for layer in range(LAYERS))
+        inner_end(self)
+
+    def count(tally, first):
+        slots.extend(tally.slots)
+        inner_count(tally, first)
+
+    monkeypatch.setattr(SelectedAttention, "end", end)
+    monkeypatch.setattr(AttentionTally, "count_leaves", count)
     with engine_on(model, stored[0], **SELECTED, device_leaves=60, host_leaves=90) as engine:
-        slots, promoted = [], engine._residency.promotion.promoted
-        selected, first_host = engine._runner.selected, engine._residency.mover.host.first_slot
-        inner = type(selected.tally).count_leaves
-
-        def counting(tally, first):
-            slots.extend(tally.slots)
-            inner(tally, first)
-
-        type(selected.tally).count_leaves = counting
-        try:
-            use = ask(engine, prompt(640), max_tokens=12).attention
-        finally:
-            type(selected.tally).count_leaves = inner
+        promoted = engine._residency.promotion.promoted
+        first_host = engine._residency.mover.host.first_slot
+        use = ask(engine, prompt(640), max_tokens=12).attention
         on_host = sum(int((s >= first_host).sum()) for s in slots)
         assert use.host_bytes_read == on_host * LEAF_BYTES > 0
         assert use.device_bytes_read == (sum(map(len, slots)) - on_host) * LEAF_BYTES > 0
