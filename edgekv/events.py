@@ -59,7 +59,8 @@ class AttentionUse:
 
     `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the full attention's softmax
     mass that fell on them, measured on a sample of the steps (None where nothing was sampled).
-    `device_bytes_read`, `host_bytes_read`: leaves attended, by the pool they lay in. `disk_bytes_read`: leaves
+    `device_bytes_read`, `host_bytes_read`: leaves attended, by the pool they lay in (of decode passes one in 16 is
+    looked at and stands for those up to the next). `disk_bytes_read`: leaves
     brought from disk, those read ahead included. `promoted_bytes`: leaves that a step selected and had to wait for.
     `prefetch_precision`: share of the leaves read ahead that were selected before they gave way; `prefetch_recall`:
     share of the selected leaves that were away which had been read ahead. None where nothing was.
