@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
-MAX_CANDIDATES = 256
+MAX_CANDIDATES = 256  # of one token; a block, whose queries share them, has twice as many
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Cascade(Selector):
             step.scale,
             step.out,
             nodes=step.abstracts.nodes(step.layer),
-            max_candidates=self.max_candidates,
+            max_candidates=self.max_candidates * (1 if len(step.q) == 1 else 2),
             extra=self._last_winners(step.layer),
             around=step.around,
             turns=step.turns,
