@@ -287,6 +287,7 @@ class SelectedAttention:
             style=self._style,
             choosing=choosing,
             reach=self._reach,
+            node_turns=None if this.turns is None else self._layout.node_turns,
         )
 
     def _attend(

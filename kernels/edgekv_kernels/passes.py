@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekv_kernels import dispatch
-from edgekv_kernels.abstracts import MAX_DIM
+from edgekv_kernels.abstracts import MAX_DIM, NODE_LEAVES
 from edgekv_kernels.attention import attend_leaves
 from edgekv_kernels.halves import after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
-from edgekv_kernels.selection import ALPHA, select_leaves
+from edgekv_kernels.selection import ALPHA, candidate_columns, score_among, select_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +40,10 @@ class Choosing:
     [num_layers, num_nodes, Hkv * (3 D + 8)] likewise. winners: int32 [num_layers, >= budget] and num_winners: int32
     [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now. around: int32 [n], as
     `select_leaves` takes them.
+
+    Where nodes are searched for candidates, a layer searches in one of `period` passes (`phase` counts them) and
+    keeps what it found in its row of `kept`, int32 [num_layers, >= kept_room()]: how many, the range's end, they. In
+    between it ranks these and the columns that came since. A count of 0: nothing was kept yet.
     """
 
     keys: torch.Tensor
@@ -50,8 +54,11 @@ class Choosing:
     max_candidates: int
     winners: torch.Tensor
     num_winners: torch.Tensor
+    kept: torch.Tensor
     alpha: float = ALPHA
     around: torch.Tensor | None = None
+    period: int = 1
+    phase: int = 0
 
     def of(
         self,
@@ -63,25 +70,42 @@ class Choosing:
         style: Style,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
-        count = select_leaves(
-            q,
-            self.keys[layer],
-            self.first,
-            self.last,
-            self.budget,
-            scale,
-            out,
-            nodes=self.nodes[layer],
-            max_candidates=self.max_candidates,
-            extra=self.winners[layer, : int(self.num_winners[layer])],
-            around=self.around,
-            turns=turns,
-            style=style,
-            alpha=self.alpha,
-        )
+        keys, first, last = self.keys[layer], self.first, self.last
+        if last - first > max(self.max_candidates, self.budget):
+            columns = self._candidates(layer, q, scale, turns, style)
+            mass = score_among(q, keys, columns, self.around, first, last, scale, turns, style)
+            best = columns[mass.topk(min(self.budget, len(columns))).indices].sort().values
+            count = len(best)
+            out[:count] = best
+        else:
+            count = select_leaves(
+                q, keys, first, last, self.budget, scale, out, around=self.around, turns=turns, style=style
+            )
         self.winners[layer, :count] = out[:count]
         self.num_winners[layer] = count
         return count
+
+    def _candidates(
+        self, layer: int, q: torch.Tensor, scale: float, turns: torch.Tensor | None, style: Style
+    ) -> torch.Tensor:
+        """Columns to rank, int32, ascending: found now, or kept from an earlier pass."""
+        row = self.kept[layer]
+        if row[0] > 0 and (layer + self.phase) % self.period != 0:
+            since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
+            return torch.cat((row[2 : 2 + int(row[0])], since))
+        extra = self.winners[layer, : int(self.num_winners[layer])]
+        bounds = (self.first, self.last)
+        found = candidate_columns(
+            q, self.nodes[layer], *bounds, scale, self.max_candidates, extra, turns, style, self.alpha
+        )
+        row[0], row[1] = len(found), self.last
+        row[2 : 2 + len(found)] = found
+        return found
+
+
+def kept_room(max_candidates: int, budget: int) -> int:
+    """Numbers in a row of `Choosing.kept`: columns of nodes and of none, last winners, and two more."""
+    return max_candidates + 2 * NODE_LEAVES + budget + 2
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +115,8 @@ class TokenPass:
     pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
     [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
     leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
-    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf.
+    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf; node_turns: every eighth of them,
+    one after the other, which spares the native form a walk through all.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
     """
@@ -108,6 +133,7 @@ class TokenPass:
     style: Style
     choosing: Choosing | None
     reach: Callable[[int, torch.Tensor], None]
+    node_turns: torch.Tensor | None = None
     listed: torch.Tensor = field(init=False)
     counts: torch.Tensor = field(init=False)
 
@@ -234,6 +260,10 @@ def _choice(
     assert choosing.winners.stride(1) == choosing.num_winners.stride(0) == 1
     assert choosing.keys[0].is_contiguous()
     assert choosing.nodes[0].is_contiguous()
+    assert choosing.kept.dtype is torch.int32
+    assert choosing.kept.shape[1] >= kept_room(choosing.max_candidates, choosing.budget)
+    node_turns = attend.node_turns
+    assert node_turns is None or (node_turns.is_contiguous() and len(node_turns) >= choosing.nodes.shape[1])
     around = choosing.around
     assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
     return (
@@ -264,4 +294,9 @@ def _choice(
         choosing.alpha,
         0 if around is None else around.data_ptr(),
         0 if around is None else len(around),
+        0 if node_turns is None else node_turns.data_ptr(),
+        choosing.kept.data_ptr(),
+        choosing.kept.stride(0),
+        choosing.period,
+        choosing.phase,
     )

@@ -13,6 +13,7 @@ from edgekv_kernels import (
     TokenPass,
     after_attend_,
     before_attend,
+    kept_room,
     pack_keys,
     pack_nodes,
     pass_layers_,
@@ -61,8 +62,11 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
             torch.zeros(LAYERS, budget, dtype=torch.int32),
             torch.zeros(LAYERS, dtype=torch.int32),
         )
+        kept = torch.zeros(LAYERS, kept_room(max_candidates, budget), dtype=torch.int32)
         near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
-        choosing = Choosing(keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, around=near)
+        choosing = Choosing(
+            keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, kept, around=near
+        )
     angles = torch.rand(COLUMNS, DIM // 2)
     return TokenPass(
         pool=pool,
@@ -154,6 +158,27 @@ def test_nodes_and_last_winners(form):
         assert torch.equal(attend.columns(index), plain.columns(index))
     assert torch.equal(attend.choosing.winners, attend.listed[:, :4])
     assert attend.choosing.num_winners.tolist() == [4] * LAYERS
+
+
+def test_candidates_are_kept(form):
+    """Guards searching in one of four passes: what was kept must be the layer's own, and new columns come along."""
+    passes = [token_pass(budget=4, max_candidates=8, turned=True) for _ in range(2)]
+    ends = []
+    for phase in range(6):
+        for each in passes:
+            last = COLUMNS - 6 + phase // 2
+            each.choosing = replace(each.choosing, phase=phase, period=4, last=last)
+            if phase % 2:
+                each.node_turns = each.turns[::8].contiguous()
+        layer_by_layer(passes[0])
+        pass_layers_(*inputs(), passes[1])
+        plain, attend = passes
+        for index in range(LAYERS):
+            assert torch.equal(attend.columns(index), plain.columns(index))
+            assert attend.choosing.kept[index, 0] > 0
+        assert torch.equal(attend.choosing.kept[:, :2], plain.choosing.kept[:, :2])
+        ends = [last if phase == 0 or (index + phase) % 4 == 0 else ends[index] for index in range(LAYERS)]
+        assert attend.choosing.kept[:, 1].tolist() == ends
 
 
 def test_a_leaf_that_is_away_is_reached_for(form, worst):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
+SEARCH_EVERY = 4  # tokens: nodes change slowly, and the last winners are candidates anyway
 MAX_CANDIDATES = 256  # of one token; a block, whose queries share them, has twice as many
 
 
@@ -29,12 +30,17 @@ class Cascade(Selector):
     """Ranks by the estimated attention mass, summed over heads and queries."""
 
     max_candidates: int = MAX_CANDIDATES
+    search_every: int = SEARCH_EVERY
     _winners: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # [layers, room]
     _num_winners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+
+    _kept: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # of `Choosing`
+    _num_tokens: int = 0
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
         self._make_room(step.layer + 1, step.num_columns)
+        self._kept[step.layer, 0] = 0  # a block asks for something else: the next token searches again
         count = self._rank(step)
         self._winners[step.layer, :count] = step.out[:count]
         self._num_winners[step.layer] = count
@@ -48,6 +54,7 @@ class Cascade(Selector):
             return None
         keys = abstracts.all_keys
         self._make_room(len(keys), num_columns)
+        self._num_tokens += 1
         return kernels.Choosing(
             keys=keys,
             nodes=abstracts.all_nodes,
@@ -57,7 +64,10 @@ class Cascade(Selector):
             max_candidates=self.max_candidates,
             winners=self._winners,
             num_winners=self._num_winners,
+            kept=self._kept,
             around=around,
+            period=self.search_every,
+            phase=self._num_tokens,
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:
@@ -69,6 +79,8 @@ class Cascade(Selector):
             self._winners[:layers, :room] = before
             self._num_winners = torch.zeros(len(self._winners), dtype=torch.int32)
             self._num_winners[:layers] = counts
+            room = kernels.kept_room(self.max_candidates, self._winners.shape[1])
+            self._kept = torch.zeros((len(self._winners), room), dtype=torch.int32)
 
     def _last_winners(self, layer: int) -> Tensor:
         return self._winners[layer, : int(self._num_winners[layer])]
@@ -115,3 +127,4 @@ class Cascade(Selector):
     def reset(self) -> None:
         """See `Selector`."""
         self._num_winners.zero_()
+        self._kept.zero_()

@@ -331,7 +331,8 @@ KERNEL(select_leaves) {
 /* Layers (a tuple of capsules), first, attends, hidden, qkv, attended, lse, cos, sin, half,
    pool, where, where_stride, written, writes, offset, fixed, num_fixed, missing, listed, counts, listed_stride, slots,
    scale, turns, turn_width, interleaved, then None or the choice: score job (14; its q and rows are not used), keys,
-   keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates, winners, num_winners, winners_stride, alpha
+   keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates, winners, num_winners, winners_stride, alpha,
+   around, num_around, node_turns, kept, kept_stride, period, phase
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
     ARGS(28)
@@ -355,7 +356,11 @@ KERNEL(pass_layers) {
                               .nodes = POINTER(16), .nodes_stride = INTEGER(17), .winners = POINTER(21),
                               .num_winners = POINTER(22), .winners_stride = INTEGER(23)};
         p.choice.want = (choice){.num_nodes = INTEGER(18), .budget = INTEGER(19), .max_candidates = INTEGER(20),
-                                 .around = POINTER(25), .num_around = INTEGER(26)};
+                                 .around = POINTER(25), .num_around = INTEGER(26), .node_turns = POINTER(27)};
+        p.choice.kept = POINTER(28);
+        p.choice.kept_stride = INTEGER(29);
+        p.choice.period = INTEGER(30);
+        p.choice.phase = INTEGER(31);
         p.choice.job.alpha = REAL(24);
     }
     NO_ERROR;

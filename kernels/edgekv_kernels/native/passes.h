@@ -57,6 +57,8 @@ typedef struct {
     long keys_stride, nodes_stride;
     int32_t *winners, *num_winners; /* [layers][budget], [layers]: what was chosen last; extra candidates */
     long winners_stride;
+    int32_t *kept; /* [layers][kept_stride]: candidates, as `choice` keeps them; a count of 0: none yet */
+    long kept_stride, period, phase; /* layers whose number and `phase` sum to a multiple of `period` search anew */
 } choosing;
 
 typedef struct {
@@ -99,6 +101,8 @@ static long list_columns(token_pass *p, long layer, const float *q) {
         want.extra = winners;
         want.num_extra = c->num_winners[layer];
         want.out = row;
+        want.kept = c->kept + layer * c->kept_stride;
+        want.again = want.kept[0] > 0 && (layer + c->phase) % c->period != 0;
         if (want.budget < job.count) {
             scorer by = scorer_now();
             count = select_best(&by, &job, &want);

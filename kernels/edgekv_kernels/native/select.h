@@ -69,6 +69,9 @@ typedef struct {
     const uint8_t *nodes;
     const int32_t *extra, *around;
     long budget, num_nodes, max_candidates, num_extra, num_around;
+    const float *node_turns; /* a row per node, or NULL: every NODE-th of the columns' rows */
+    int32_t *kept;           /* NULL, or room for what a search for candidates finds: how many, the range's end, they */
+    int again;               /* take what was kept instead of searching, and the columns behind its range */
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -87,6 +90,10 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
     nodes.first = first_node;
     nodes.count = last_node - first_node;
     nodes.turn_step = NODE;
+    if (job->turns && want->node_turns) {
+        nodes.turns = want->node_turns;
+        nodes.turn_step = 1;
+    }
     nodes.out = mass;
     if (!score(by, by->nodes, &nodes)) return 0;
     memset(marks, 0, (size_t)job->count);
@@ -99,6 +106,30 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
     return 1;
 }
 
+/* Candidates of the range to `columns`, ascending; how many, -1 without memory. */
+static long find_candidates(const scorer *by, const score_job *job, const choice *want, uint8_t *marks, float *mass,
+                            float *scratch, int32_t *found, int32_t *columns) {
+    long n = job->count, first = job->first, count = 0;
+    if (want->again) {
+        count = want->kept[0];
+        memcpy(columns, want->kept + 2, (size_t)count * sizeof *columns);
+        for (long c = want->kept[1]; c < first + n; c++) columns[count++] = (int32_t)c;
+        return count;
+    }
+    if (!mark_candidates(by, job, want, marks, mass, scratch, found)) return -1;
+    for (long i = 0; i < n; i++) {
+        uint64_t eight;
+        if (i + 8 <= n && (memcpy(&eight, marks + i, 8), eight == 0)) i += 7; /* most are not */
+        else if (marks[i]) columns[count++] = (int32_t)(first + i);
+    }
+    if (want->kept) {
+        want->kept[0] = (int32_t)count;
+        want->kept[1] = (int32_t)(first + n);
+        memcpy(want->kept + 2, columns, (size_t)count * sizeof *columns);
+    }
+    return count;
+}
+
 /* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
 static long select_best(const scorer *by, score_job *job, const choice *want) {
     long n = job->count, first = job->first;
@@ -109,10 +140,8 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     uint8_t *marks = (uint8_t *)(found + n);
     long count = -1;
     if (want->nodes && n > want->max_candidates) {
-        if (!mark_candidates(by, job, want, marks, mass, scratch, found)) goto done;
-        job->count = 0;
-        for (long i = 0; i < n; i++)
-            if (marks[i]) columns[job->count++] = (int32_t)(first + i);
+        job->count = find_candidates(by, job, want, marks, mass, scratch, found, columns);
+        if (job->count < 0) goto done;
         job->columns = columns;
     }
     long candidates = job->count;
