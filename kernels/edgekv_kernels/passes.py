@@ -42,7 +42,7 @@ class Choosing:
     `select_leaves` takes them.
 
     Where nodes are searched for candidates, a layer searches in one of `period` passes (`phase` counts them) and
-    keeps what it found in its row of `kept`, int32 [num_layers, >= kept_room()]: how many, the range's end, they. In
+    keeps what it found in its row of `kept`, int32 [num_layers, >= kept_room()]: how many, the range end, they. In
     between it ranks these and the columns that came since. A count of 0: nothing was kept yet.
     """
 
@@ -115,7 +115,7 @@ class TokenPass:
     pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
     [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
     leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
-    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf; node_turns: every eighth of them,
+    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf; node_turns: every eighth row,
     one after the other, which spares the native form a walk through all.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
 SEARCH_EVERY = 4  # tokens: nodes change slowly, and the last winners are candidates anyway
-MAX_CANDIDATES = 256  # of one token; a block, whose queries share them, has twice as many
+MAX_CANDIDATES = 384  # of one token; a block, whose queries share them, has a third more
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class Cascade(Selector):
             step.scale,
             step.out,
             nodes=step.abstracts.nodes(step.layer),
-            max_candidates=self.max_candidates * (1 if len(step.q) == 1 else 2),
+            max_candidates=self.max_candidates * (3 if len(step.q) == 1 else 4) // 3,
             extra=self._last_winners(step.layer),
             around=step.around,
             turns=step.turns,
@@ -113,7 +113,7 @@ class Cascade(Selector):
             step.abstracts.nodes(step.layer),
             *bounds,
             step.scale,
-            self.max_candidates,
+            self.max_candidates * 2 // 3,
             self._last_winners(step.layer),
             step.turns,
             step.style,
