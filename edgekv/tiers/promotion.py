@@ -76,6 +76,7 @@ class Promotion:
         self._floor = min(at_least, num_away)
         tier = self.promoted.tier
         wanted = min(num_slots, num_away, max(self._floor, tier.slots.num_slots // 2))
+        self._own_columns_give_way(sequence, wanted)
         if not self.promoted.open(sequence, wanted):
             if self.promoted.num_slots == 0:
                 self._room_for(sequence, wanted)
@@ -84,6 +85,22 @@ class Promotion:
             if not self.promoted.open(sequence, min(wanted, self.promoted.num_slots + tier.num_free)):
                 return None
         return abstracts if self.promoted.num_slots >= self._floor else None
+
+    def _own_columns_give_way(self, sequence: Sequence, num_slots: int) -> None:
+        """Drop the oldest whole columns from the host as far as `num_slots` promoted leaves want their room.
+
+        They are clean copies of what is on disk, and a step reads few leaves of each. Without it the slots that were
+        taken while little was away stayed all there were: each layer of a long conversation threw out what the next
+        token would have needed.
+        """
+        tier = self.promoted.tier
+        missing = num_slots - self.promoted.num_slots - tier.num_free
+        if missing <= 0 or tier is not self._mover.host:
+            return
+        directory = sequence.directory
+        held = directory.on_host()
+        held = held[(held > 0) & (held < sequence.num_written)]
+        self._mover.drop_host(sequence, held[: -(-missing // directory.num_layers)])
 
     def _room_for(self, sequence: Sequence, num_slots: int) -> None:
         """As far as it goes. Not asked for more once there are some: these themselves would have to give way."""

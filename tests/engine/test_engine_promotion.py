@@ -194,7 +194,9 @@ def test_leaves_of_a_running_step_never_give_way(model, stored, monkeypatch):
 
 def test_bytes_read_are_told_by_tier(model, stored, monkeypatch):
     """Guards honesty: what an answer says it read is what its steps attended to, by the pool it lay in."""
-    monkeypatch.setattr(selected_attention, "SAMPLE_TIERS", 0)  # every pass: usually one in sixteen stands for all
+    monkeypatch.setattr(
+        selected_attention, "SAMPLE_TIERS", 0
+    )  # every pass: usually one in sixteen stands for all
     slots = []
     inner_end, inner_count = SelectedAttention.end, AttentionTally.count_leaves
 
@@ -235,3 +237,15 @@ def test_the_longest_of_several_selected_branches_is_found(model, tmp_path):
         assert ask(engine, ids[:336], max_tokens=2).usage.reused_tokens == 320
     with engine_on(model, tmp_path / "d", **SELECTED) as engine:
         assert ask(engine, ids, max_tokens=1).usage.reused_tokens == 624
+
+
+def test_whole_columns_give_way_to_promoted_leaves(model, tmp_path):
+    """Guards a long conversation computed under small limits: its own old columns filled the host, promoted leaves
+    kept the few slots taken while little was away, and every token read all its leaves from disk again.
+    """
+    with engine_on(model, tmp_path / "d", **SELECTED, device_leaves=60, host_leaves=300) as engine:
+        ask(engine, prompt(3200), max_tokens=4)
+        promoted = engine._residency.promotion.promoted
+        assert promoted.num_slots >= 8 * (128 // 16 + 1) * LAYERS
+        use = ask(engine, prompt(3200), max_tokens=24).attention
+        assert use.promoted_bytes < 24 * LAYERS * 4 * LEAF_BYTES, "about as many as a token chooses"
