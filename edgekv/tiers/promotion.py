@@ -89,7 +89,7 @@ class Promotion:
     def _own_columns_give_way(self, sequence: Sequence, num_slots: int) -> None:
         """Drop the oldest whole columns from the host as far as `num_slots` promoted leaves want their room.
 
-        They are clean copies of what is on disk, and a step reads few leaves of each. Without it the slots that were
+        They are clean copies of what is on disk, and a step reads few leaves of each. Without it slots that were
         taken while little was away stayed all there were: each layer of a long conversation threw out what the next
         token would have needed.
         """
