@@ -2,6 +2,8 @@
 
 import threading
 
+from fakes import FakeFactory
+
 from edgekv import ModelLoadError, Runtime
 from edgekv.conversation.kept import kept_conversations
 
@@ -28,8 +30,6 @@ async def test_the_screen_is_there_before_the_model(sit_down):
     may_load = threading.Event()
 
     def slow(**options):
-        from fakes import FakeFactory
-
         may_load.wait(10)
         return Runtime(engine_factory=FakeFactory(), **options)
 
@@ -115,6 +115,38 @@ async def test_an_answer_goes_on_behind_another_conversation(sit_down):
         assert "hello there" not in person.screen()
         await person.presses("ctrl+l", "enter")
         await person.sees("hello there")
+
+
+async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, data_dir):
+    """Guards long histories: layout takes time for what is mounted, and nothing said is out of reach."""
+    with Runtime(engine_factory=FakeFactory(), data_dir=data_dir) as runtime:
+        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(120)])
+    async with sit_down("a") as person:
+        transcript = person.app.chat_screen.query_one("#transcript")
+        await person.sees("question 119", "answer 119")
+        assert [view.number for view in transcript.views] == list(range(95, 120))
+        for first in (70, 45, 20, 0):
+            await transcript.show_earlier()
+            assert [view.number for view in transcript.views] == list(range(first, 120))
+        await person.talks("one more")
+        await person.sees("one more", "hello there")
+        assert [view.number for view in transcript.views] == list(range(71, 121))
+        transcript.scroll_home(animate=False)
+        await person.until(lambda: transcript.views[0].number == 46, "those before them")
+        await transcript.reveal(60)
+        await person.sees("question 60")
+
+
+async def test_what_was_begun_stays_with_its_conversation(sit_down):
+    """Guards private words: written in one chat, they are not sent in another."""
+    async with sit_down() as person:
+        await person.presses("ctrl+t")
+        await person.sees("PRIVATE")
+        await person.types("a secret")
+        await person.presses("ctrl+n")
+        await person.misses("PRIVATE", "a secret")
+        await person.talks("hi")
+        assert [turn.user for turn in person.history()] == ["hi"]
 
 
 async def test_a_private_chat_leaves_nothing(sit_down, data_dir):

@@ -104,7 +104,7 @@ class ChatApp(App[int]):
             name = self._name or (infos[0].name if infos else None)
             if name is not None and not self._private:
                 chat = await self.session.enter(name)
-            await screen.show(chat)
+            await screen.show(chat, keeps_prompt=True)
             await screen.refresh_list()
         except ModelLoadError as error:
             screen.say(str(error), is_alert=True)

@@ -7,6 +7,8 @@ data directory) is opened to be read, and says why.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from typing import TYPE_CHECKING
 
 from edgekv import ConversationError, Runtime, StoreError
@@ -36,6 +38,7 @@ class OpenChat:
         self.conversation = conversation
         self.private = private
         self.refusal = refusal
+        self.unsent = ""
         self.answering: Answering | None = None
         self.num_answers = 0
         self.reopened_tokens = 0
@@ -118,7 +121,7 @@ class OpenChat:
                 self.results[turns[-1].id] = answering.result
         finally:
             self._is_idle.set()
-            self._session.on_change()
+            self._session.answered(self)
 
     def _require(self, text: str) -> Conversation:
         """The conversation, made now if this is its first message (called in a thread)."""
@@ -147,6 +150,7 @@ class Session:
         self._opener = opener
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
+        self._infos: list[ConversationInfo] | None = None
         self.on_change: Callable[[], None] = _nobody_listens
         self.spawn: Callable[[Coroutine[None, None, None]], object] = asyncio.create_task
 
@@ -174,9 +178,22 @@ class Session:
         )
         self.model_name = self._runtime.stats().model
 
-    async def infos(self) -> list[ConversationInfo]:
-        """The kept conversations, last used first."""
-        return await asyncio.to_thread(self.runtime.conversations)
+    async def infos(self, *, again: bool = True) -> list[ConversationInfo]:
+        """The kept conversations, last used first: read `again` (every turn is opened), or as they are known."""
+        if again or self._infos is None:
+            self._infos = await asyncio.to_thread(self.runtime.conversations)
+        return self._infos
+
+    def answered(self, chat: OpenChat) -> None:
+        """`chat` was used now: the list is brought up to date without reading it."""
+        infos = self._infos or []
+        found = next((info for info in infos if info.name == chat.name), None)
+        if found is None or chat.private:
+            self._infos = self._infos if chat.private else None
+        else:
+            found = dataclasses.replace(found, updated=time.time(), num_turns=len(chat.history()))
+            self._infos = [found, *(info for info in infos if info.name != chat.name)]
+        self.on_change()
 
     def drafts_and_private(self) -> list[OpenChat]:
         """Private conversations of this run, newest first."""
@@ -237,6 +254,7 @@ class Session:
         """Stop what runs, keep it, free the model. Private conversations end; it can be opened again."""
         runtime, self._runtime = self._runtime, None
         self._chats.clear()
+        self._infos = None
         self.model_name = "…"
         if runtime is not None:
             await asyncio.to_thread(runtime.close)

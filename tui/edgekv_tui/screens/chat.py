@@ -14,7 +14,7 @@ from textual import on
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Markdown, Static
 
 from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
@@ -94,9 +94,17 @@ class ChatScreen(Screen[None]):
         """Answers that go on are kept, and nobody is shown them."""
         self._stop_showing()
 
-    async def show(self, chat: OpenChat) -> None:
-        """Put `chat` on the screen, an answer that is being made included."""
+    async def show(self, chat: OpenChat, *, keeps_prompt: bool = False) -> None:
+        """Put `chat` on the screen, an answer that is being made included.
+
+        What was begun to be written stays with its conversation, so that no private word is sent in another;
+        `keeps_prompt`: it was written before there was one.
+        """
         self._stop_showing()
+        prompt = self.query_one(Prompt)
+        if not keeps_prompt:
+            self.chat.unsent = "" if self._editing is not None else prompt.whole_text
+            prompt.replace_all(chat.unsent)
         self.chat = chat
         self._editing = None
         turns = chat.history()
@@ -105,7 +113,7 @@ class ChatScreen(Screen[None]):
         await self.query_one(Transcript).show(
             shown, chat.branch_marks(), empty=EMPTY_PRIVATE if chat.private else EMPTY
         )
-        self.query_one(Prompt).remember([turn.user for turn in turns])
+        prompt.remember([turn.user for turn in turns])
         self.query_one(MemoryPanel).show(chat)
         self._show_title()
         if answering is not None:
@@ -119,14 +127,16 @@ class ChatScreen(Screen[None]):
 
     def _list_again(self) -> None:
         if self.is_attached:
-            _: Worker[None] = self.run_worker(self.refresh_list, group="list", exclusive=True)
+            _: Worker[None] = self.run_worker(
+                partial(self.refresh_list, again=False), group="list", exclusive=True
+            )
 
-    async def refresh_list(self) -> None:
-        """Read the list of conversations again."""
+    async def refresh_list(self, *, again: bool = True) -> None:
+        """Show the list of conversations, read `again` or as it is known."""
         if not self.session.is_open:
             return
         try:
-            infos = await self.session.infos()
+            infos = await self.session.infos(again=again)
         except Closed:
             return  # the program is being left
         except EdgeKVError as error:
@@ -164,7 +174,8 @@ class ChatScreen(Screen[None]):
 
     async def _begin_showing(self, answering: Answering) -> None:
         """Show `answering` as it grows, from now on."""
-        self._view = await self.query_one(Transcript).begin(answering.turn, answering.user)
+        before = self.chat.history()[: answering.turn]
+        self._view = await self.query_one(Transcript).begin(before, answering.user)
         answering.on_change = lambda: self._update(answering)
         await self._update(answering)
 
@@ -299,6 +310,12 @@ class ChatScreen(Screen[None]):
                 self._deeds.copy_text(self.chat.history()[number].answer)
             case "branches":
                 self.action_deed("branches")
+
+    @on(Markdown.LinkClicked)
+    def _show_link(self, message: Markdown.LinkClicked) -> None:
+        """Nothing leaves this machine by itself: a link is copied, and opened elsewhere if it is wanted."""
+        self._deeds.copy_text(message.href)
+        self.say(f"copied: {message.href}")
 
     @on(Transcript.Ended)
     def _back_to_prompt(self) -> None:

@@ -37,11 +37,11 @@ class SearchKeeper:
         if self._index is None:
             self._index = SearchIndex()
         index = self._index
-        infos = await self._session.infos()
+        infos = await self._session.infos(again=False)
         for name in index.names - {info.name for info in infos}:
             await asyncio.to_thread(index.remove, name)
-        # A turn is as old as its message: that its answer came is known of this run's own answers only.
-        versions = {info.name: (info.updated, self._session.num_answers(info.name)) for info in infos}
+        # Nobody else writes here: what changes in this run are this run's own answers.
+        versions = {info.name: (info.created, self._session.num_answers(info.name)) for info in infos}
         changed = [name for name, version in versions.items() if self._versions.get(name) != version]
         for at, name in enumerate(changed):
             yield at, len(changed)

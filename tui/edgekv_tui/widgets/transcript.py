@@ -58,8 +58,9 @@ class Transcript(VerticalScroll, can_focus=False):
                 await self.mount(Static(empty, markup=False, classes="empty"))
         self.anchor()
 
-    async def begin(self, number: int, user: str) -> TurnView:
-        """A new turn, `number`, below those before it; what came from there on is on another branch now."""
+    async def begin(self, before: Sequence[Turn], user: str) -> TurnView:
+        """A new turn below the turns `before` it; what was shown behind them is on another branch now."""
+        self._turns, number = before, len(before)
         for child in self.query(".empty").results(Static):
             await child.remove()
         for view in self.views:
@@ -68,12 +69,17 @@ class Transcript(VerticalScroll, can_focus=False):
         view = TurnView(number, user)
         await self.mount(view)
         self.anchor()
+        await self._unmount_surplus()
+        return view
+
+    async def _unmount_surplus(self) -> None:
         surplus = len(self.views) - 2 * MOUNTED_TURNS
         if surplus > 0:
-            self._turns = ()  # earlier turns come back with the next `show`
+            self._first += surplus
+            await self.query_children(".earlier").remove()
             for old in self.views[:surplus]:
                 await old.remove()
-        return view
+            await self.mount_all(self._earlier(), before=0)
 
     @property
     def views(self) -> list[TurnView]:
