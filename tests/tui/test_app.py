@@ -14,7 +14,7 @@ async def test_keys_are_listed_and_changed(sit_down):
         await person.says("hi")
         await person.sees("hello there")
         await person.presses("f1")
-        await person.sees("Keys", "F9", "(chat.new)", "Ctrl+Q")
+        await person.sees("Keys", "F9", "[chat.new]", "Ctrl+Q")
         await person.presses("escape", "ctrl+n")
         await person.pilot.pause()
         assert "hello there" in person.screen()

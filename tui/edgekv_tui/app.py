@@ -12,11 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
-from textual.binding import Binding
 from textual.worker import Worker, WorkerFailed
 
 from edgekv import EdgeKVError, ModelLoadError, found_models
-from edgekv_tui.keys import bindings_of, key_rows
+from edgekv_tui.keys import bindings_of, key, key_rows
 from edgekv_tui.palette import DeedProvider
 from edgekv_tui.screens.chat import ChatScreen
 from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
@@ -45,8 +44,8 @@ class ChatApp(App[int]):
     TITLE = "edgekv"
     COMMANDS = App.COMMANDS | {DeedProvider}
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="app.quit"),
-        Binding("f1", "keys", "Help", id="app.help"),
+        key("app.help", "f1", "keys", "Help", "This page"),
+        key("app.quit", "ctrl+q", "quit", "", "Leave; what was answered is kept", first=True),
     ]
 
     def __init__(

@@ -21,6 +21,20 @@ _NAMES = {
 }
 
 
+def key(  # noqa: D417  the others are Textual's
+    name: str, keys: str, action: str, short: str, does: str, *, first: bool = False
+) -> Binding:
+    """One key that may be changed.
+
+    Args:
+        name: what chat.toml calls it.
+        short: its word in the bottom line; empty where it is not shown there.
+        does: what the help page says.
+        first: before the widget that has the focus sees it.
+    """
+    return Binding(keys, action, short or does, show=bool(short), priority=first, id=name, tooltip=does)
+
+
 def bindings_of(*owners: type[DOMNode]) -> list[Binding]:
     """The keys of `owners` that have a name and so may be changed."""
     found = [b for owner in owners for b in owner.BINDINGS if isinstance(b, Binding)]
@@ -33,7 +47,10 @@ def key_rows(groups: Mapping[str, type[DOMNode]], changed: Mapping[str, str]) ->
         yield heading, ""
         for binding in bindings_of(owner):
             keys = changed.get(binding.id or "", binding.key)
-            yield ", ".join(map(_readable, keys.split(","))), f"{binding.description}  ({binding.id})"
+            yield (
+                " ".join(map(_readable, keys.split(","))),
+                f"{binding.tooltip} [{binding.id}]",
+            )
 
 
 def _readable(key: str) -> str:

@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
-from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Footer, Markdown, Static
 
 from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
+from edgekv_tui.keys import key
 from edgekv_tui.lines import pending_line, restored_line
 from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.text import one_line
@@ -47,19 +47,37 @@ class ChatScreen(Screen[None]):
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (150, "-vast")]  # noqa: RUF012  Textual's form
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop", priority=True, show=False, id="chat.stop"),
-        Binding("ctrl+n", "new", "New", id="chat.new"),
-        Binding("ctrl+t", "new(True)", "Private", id="chat.private", priority=True),
-        Binding("ctrl+r", "regenerate", "Again", id="chat.again"),
-        Binding("ctrl+l", "chats", "Chats", id="chat.list", priority=True),
-        Binding("ctrl+g", "deed('editor')", "Editor", show=False, id="chat.editor"),
-        Binding("ctrl+f", "deed('find')", "Find", id="chat.find", priority=True),
-        Binding("f4", "memory", "Memory", show=False, id="chat.memory"),
-        Binding("f2", "deed('edit_last')", "Edit", show=False, id="chat.edit"),
-        Binding("f3", "deed('details')", "Details", show=False, id="chat.details"),
-        Binding("pageup", "page(-1)", "Page up", show=False, id="chat.page_up", priority=True),
-        Binding("pagedown", "page(1)", "Page down", show=False, id="chat.page_down", priority=True),
-        Binding("shift+tab", "turns", "Turns", show=False, id="chat.turns", priority=True),
+        key(
+            "chat.stop",
+            "escape",
+            "stop",
+            "",
+            "Stop the answer; leave an edit, the list or the map",
+            first=True,
+        ),
+        key("chat.new", "ctrl+n", "new", "New", "Begin a new conversation"),
+        key(
+            "chat.private",
+            "ctrl+t",
+            "new(True)",
+            "Private",
+            "Begin a private one; nothing is kept",
+            first=True,
+        ),
+        key("chat.again", "ctrl+r", "regenerate", "Again", "Answer the last message again, on a branch"),
+        key("chat.list", "ctrl+l", "chats", "Chats", "Go to the list of conversations, and back", first=True),
+        key(
+            "chat.find", "ctrl+f", "deed('find')", "Find", "Find words in all kept conversations", first=True
+        ),
+        key("chat.editor", "ctrl+g", "deed('editor')", "", "Write the message in $VISUAL or $EDITOR"),
+        key("chat.edit", "f2", "deed('edit_last')", "", "Edit the last message: asks anew on a branch"),
+        key("chat.details", "f3", "deed('details')", "", "All that is known of the last answer"),
+        key("chat.memory", "f4", "memory", "", "Show the map of the memory, or hide it"),
+        key("chat.page_up", "pageup", "page(-1)", "", "Scroll up; at the top earlier turns come", first=True),
+        key("chat.page_down", "pagedown", "page(1)", "", "Scroll down", first=True),
+        key(
+            "chat.turns", "shift+tab", "turns", "", "Go to the last turn; arrows go on from there", first=True
+        ),
     ]
 
     def __init__(self, session: Session, changed_keys: Mapping[str, str]) -> None:

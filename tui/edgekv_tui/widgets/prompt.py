@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.binding import Binding
 from textual.message import Message
 from textual.widgets import TextArea
+
+from edgekv_tui.keys import bindings_of, key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ class Prompt(TextArea):
     """A text area that sends with Enter."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "Send", id="prompt.send"),
-        Binding("shift+enter,ctrl+j", "newline", "New line", show=False, id="prompt.newline"),
+        key("prompt.send", "enter", "submit", "Send", "Send the message"),
+        key("prompt.newline", "shift+enter,ctrl+j", "newline", "", "Begin a new line"),
     ]
 
     class Submitted(Message):
@@ -40,10 +41,9 @@ class Prompt(TextArea):
         """`changed_keys`: keys by the names of bindings, where they are not those above."""
         super().__init__(id=id, compact=True, highlight_cursor_line=False, placeholder="Say something")
         self._own_keys = {
-            key: binding.action
-            for binding in self.BINDINGS
-            if isinstance(binding, Binding)
-            for key in changed_keys.get(binding.id or "", binding.key).split(",")
+            one: binding.action
+            for binding in bindings_of(Prompt)
+            for one in changed_keys.get(binding.id or "", binding.key).split(",")
         }
         self._folded: dict[str, str] = {}
         self._num_pastes = 0

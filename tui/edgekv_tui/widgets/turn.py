@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.binding import Binding
 from textual.containers import VerticalGroup
 from textual.message import Message
 from textual.widgets import Markdown, Static
 
+from edgekv_tui.keys import key
 from edgekv_tui.lines import detail_line, state_mark
 from edgekv_tui.text import shown
 
@@ -34,13 +34,13 @@ class TurnView(VerticalGroup, can_focus=True):
     """One turn; focused it takes keys that concern it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "go(-1)", "Previous", show=False, id="turn.previous"),
-        Binding("down,j", "go(1)", "Next", show=False, id="turn.next"),
-        Binding("enter,d", "ask('details')", "Details", id="turn.details"),
-        Binding("e", "ask('edit')", "Edit", id="turn.edit"),
-        Binding("c", "ask('copy')", "Copy", id="turn.copy"),
-        Binding("b", "ask('branches')", "Branches", id="turn.branches"),
-        Binding("f", "fold", "Fold", id="turn.fold"),
+        key("turn.previous", "up,k", "go(-1)", "", "Go to the turn before"),
+        key("turn.next", "down,j", "go(1)", "", "Go to the turn after, and back to the prompt"),
+        key("turn.details", "enter,d", "ask('details')", "Details", "All that is known of this answer"),
+        key("turn.edit", "e", "ask('edit')", "Edit", "Edit this message: asks anew on a branch"),
+        key("turn.copy", "c", "ask('copy')", "Copy", "Copy this answer"),
+        key("turn.branches", "b", "ask('branches')", "Branches", "Go to another branch"),
+        key("turn.fold", "f", "fold", "Fold", "Show all of a long message, or fold it again"),
     ]
 
     class Asked(Message):
