@@ -12,7 +12,7 @@ import edgekv
 ROOT = Path(__file__).parents[2]
 PACKAGES = [ROOT / part for part in ("edgekv", "kernels", "storage", "tui")]
 SOURCES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BANNED_MODULES = {"pickle", "cPickle", "dill", "shelve", "marshal", "diskcache", "joblib"}
 LONGEST_FILE = 400
 
@@ -60,3 +60,10 @@ def test_the_version_is_one():
     """Guards bug reports: `edgekv --version` must be the version that was installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == edgekv.__version__
+
+
+def test_links_between_documents_lead_somewhere():
+    """Guards the guide: each relative link and picture in a document is a file that is there."""
+    links = [(path, link) for path in DOCUMENTS for link in re.findall(r"\]\(([^)#\s]+)", path.read_text())]
+    local = [(path, link) for path, link in links if ":" not in link]
+    assert [(path.name, link) for path, link in local if not (path.parent / link).exists()] == []
