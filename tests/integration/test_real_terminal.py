@@ -63,7 +63,7 @@ def terminal(data_dir, tmp_path):
 
 
 def test_chat_stop_quit_reopen_and_a_private_chat(terminal, data_dir):
-    """Guards the whole of it: an answer, a stop, a restart that reuses nearly all, nothing left of a private chat."""
+    """Guards the whole of it: an answer, a stop, a restart that reuses nearly all, nothing of a private chat."""
     terminal.start()
     terminal.sees("Say something", "Nothing was said yet")
     terminal.presses("What is a lighthouse?", "Enter")

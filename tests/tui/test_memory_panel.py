@@ -22,6 +22,13 @@ async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
         await person.sees(
             "demoted 4,096 · trip · the device", "▓", "▒", "·", "host 4,800", "computed again 1,600"
         )
+        await person.does("given_up")
+        await person.sees("every conversation's KV is there", "demoted 4,096 tokens of trip")
+        await person.presses("escape")
+        await person.misses("demoted 4,096 tokens")
+        await person.does("unload")
+        await person.sees("the memory is free")
+        await person.talks("again")
 
 
 async def test_the_map_has_a_page_where_there_is_no_room(sit_down):

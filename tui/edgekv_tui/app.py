@@ -11,7 +11,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.worker import Worker, WorkerFailed
 
 from edgekv import EdgeKVError, ModelLoadError, found_models
@@ -27,11 +27,12 @@ from edgekv_tui.widgets.prompt import Prompt
 from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from textual.binding import BindingType
     from textual.dom import DOMNode
+    from textual.screen import Screen
     from textual.theme import Theme
 
     from edgekv_tui.session import Session
@@ -144,6 +145,11 @@ class ChatApp(App[int]):
         answered: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self.push_screen(Ask(question, is_secret=True), callback=answered.set_result)
         return await answered or ""
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Textual's own for the palette, but for pictures of the screen: those would lie on a disk."""
+        wanted = {"Theme", "Quit", "Maximize", "Minimize"}
+        return [command for command in super().get_system_commands(screen) if command.title in wanted]
 
     def action_keys(self) -> None:
         """All keys, as they are set."""

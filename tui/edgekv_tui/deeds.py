@@ -15,7 +15,7 @@ from textual.app import SuspendNotSupported
 
 from edgekv import ConversationError, EdgeKVError, read_foreign
 from edgekv.conversation.linefile import read_lines, write_lines
-from edgekv_tui.details import detail_rows
+from edgekv_tui.details import detail_rows, given_up_rows
 from edgekv_tui.editor import edit
 from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
 from edgekv_tui.screens.find import Find
@@ -47,6 +47,8 @@ DEEDS = (
     Deed("export_markdown", "Export as Markdown", "The current branch, for reading; not encrypted"),
     Deed("export_json", "Export as JSON lines", "Everything, to be imported again; not encrypted"),
     Deed("import_file", "Import conversations", "What edgekv exported, ChatGPT's export, or llm's logs.db"),
+    Deed("given_up", "What was demoted or given up", "Of which conversation, how much, when and why"),
+    Deed("unload", "Free the memory", "The model and its KV; the next message loads them again"),
     Deed("model", "Use another model", "Conversations stay with the model that made them"),
     Deed("load_again", "Load the model again", "After an error, or when the disk is there again"),
     Deed("forget", "Forget this conversation", "Destroys its key: text and memory are gone for good"),
@@ -192,6 +194,18 @@ class Deeds:
             self._screen.say(f"importing {at} of {len(chats)}: {one_line(chat.title, 40)}")
             name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
         return name
+
+    async def given_up(self) -> None:
+        """All that is known of KV that had to give way: in this run, and on disk since a conversation was used."""
+        session = self._screen.session
+        rows = list(given_up_rows(session.runtime.moves(), await session.infos()))
+        self._screen.app.push_screen(Page("What was demoted or given up", rows))
+
+    async def unload(self) -> None:
+        """Free the weights and what is warm."""
+        self._screen.say("writing what is to be kept…")
+        await asyncio.to_thread(self._screen.session.runtime.unload)
+        self._screen.say("the memory is free; the next message loads the model again")
 
     async def model(self) -> None:
         """Choose one."""

@@ -1,15 +1,19 @@
-"""What is known of one answer, as rows to read. Knows results and turns; measures nothing itself."""
+"""What is known of an answer, and of KV that had to give way, as rows to read.
+
+Knows results, turns and moves; measures nothing itself.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from edgekv_tui.text import seconds, size
+from edgekv_tui.text import one_line, seconds, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from edgekv import Result, Turn
+    from edgekv import ConversationInfo, Move, Result, Turn
 
 Row = tuple[str, str]
 _ENDED = {
@@ -67,3 +71,22 @@ def _of_this_run(result: Result) -> Iterator[Row]:
     if result.notices:
         yield "Notices", ""
         yield from (("", notice) for notice in result.notices)
+
+
+def given_up_rows(moves: Sequence[Move], infos: Sequence[ConversationInfo]) -> Iterator[Row]:
+    """What moved in this run, newest first, and what conversations lost on disk since they were used."""
+    yield "On disk: computed again when asked for; the text is kept", ""
+    lost = [info for info in infos if info.forgotten_tokens]
+    for info in lost:
+        yield one_line(info.name, 30), f"{info.forgotten_tokens:,} tokens: {info.forgotten_why}"
+    if not lost:
+        yield "nothing", "every conversation's KV is there, as far as it was written"
+    yield "In this run", ""
+    for move in reversed(moves):
+        at = time.strftime("%H:%M:%S", time.localtime(move.at))
+        yield (
+            at,
+            f"{move.kind} {move.num_tokens:,} tokens of {move.name or 'another conversation'}: {move.why}",
+        )
+    if not moves:
+        yield "nothing", "no limit was reached"
