@@ -6,7 +6,7 @@ chosen and are not in memory are promoted first. Knows slots and columns; how th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.engine.asking import asking, checked
 from edgekv.engine.attended import FullAttention
+from edgekv.engine.tally import AttentionTally
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
 
@@ -69,32 +70,6 @@ class Budget:
     def reads_all(self, start: int) -> bool:
         """Whether everything before token `start` fits."""
         return self.first_window(start) - SINK_COLUMNS <= self.num_choices
-
-
-@dataclass(slots=True)
-class AttentionTally:
-    """What the passes of one request attended: sums over layers and passes."""
-
-    num_steps: int = 0
-    num_tokens: int = 0
-    mass: float = 0.0
-    num_samples: int = 0
-    num_leaves: int = 0
-    num_device_leaves: float = 0.0
-    device_share: float = 0.0  # of the leaves of the pass that was looked at last
-    waits: int = 0  # passes until the next is looked at
-    slots: list[Tensor] = field(default_factory=list)  # of the pass that runs, a row per layer
-
-    def count_leaves(self, first_host: int) -> None:
-        """Count those of the pass before by where they lay: once a pass, a count per layer would take its time.
-
-        Slots below `first_host` lie on the device.
-        """
-        if self.slots:
-            slots = torch.cat(self.slots)
-            self.num_leaves += len(slots)
-            self.num_device_leaves += int((slots < first_host).sum())
-            self.slots.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +142,7 @@ class SelectedAttention:
             device_bytes_read=num_on_device * leaf_bytes,
             disk_bytes_read=brought.num_read * leaf_bytes,
             promoted_bytes=brought.num_missed * leaf_bytes,
+            most_read=tally.most_read(),
         )
 
     @property
@@ -221,6 +197,9 @@ class SelectedAttention:
                 promoted.touch_all(listed, attended)
             if weighs:
                 slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
+                if whole.choosing is not None:  # chosen ones stand first
+                    chosen = np.arange(listed.shape[1]) < whole.counts.numpy()[:, None]
+                    tally.note_chosen(listed[chosen], len(lengths))
                 tally.device_share = float((slots[attended] < self._first_host).sum() / num_leaves)
         tally.num_leaves += num_leaves
         tally.num_device_leaves += num_leaves * tally.device_share
@@ -305,6 +284,8 @@ class SelectedAttention:
         listed = this.fixed
         if this.num_choices:
             listed = self._choose(this, full, layer, q)
+            if this.count <= FEW_TOKENS:
+                self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
             if samples:
                 self._weigh(this, layer, q, listed)
         slots = self._slots_of(this, layer, listed)

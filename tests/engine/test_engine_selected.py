@@ -231,3 +231,16 @@ def test_lost_abstracts_are_made_anew(model, tmp_path, monkeypatch, lost):
         seen = Recorder(engine)
         ask(engine, ids, max_tokens=1)
         assert float((seen.all() - want).abs().max()) < 1e-3
+
+
+def test_what_was_read_most_is_told(model):
+    """Guards the list of what an answer read: columns of the past, neither sink nor window, by their share."""
+    with engine_on(model, attention="selected", budget=128, window=64) as engine:
+        use = ask(engine, prompt(900), max_tokens=20).attention
+    positions = [position for position, _ in use.most_read]
+    assert positions
+    assert all(position % 16 == 0 and 16 <= position < 900 - 64 for position in positions)
+    shares = [share for _, share in use.most_read]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] <= shares[0] <= 1
+    assert len(set(positions)) == len(positions)

@@ -113,7 +113,7 @@ class Deeds:
         if not 0 <= number < len(turns):
             raise ConversationError("there is no answer yet")
         turn = turns[number]
-        rows = list(detail_rows(turn, self._screen.chat.results.get(turn.id)))
+        rows = list(detail_rows(turns[: number + 1], self._screen.chat.results.get(turn.id)))
         self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(turn.user, 50)}", rows))
 
     async def copy(self) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgekv import ConversationInfo, Move, Result, Turn
 
 Row = tuple[str, str]
+MOST_TURNS = 8
 _ENDED = {
     "stop": "the model ended it",
     "length": "the longest answer (--max-tokens) was reached",
@@ -29,14 +30,16 @@ _EXACTNESS = {
 }
 
 
-def detail_rows(turn: Turn, result: Result | None) -> Iterator[Row]:
-    """All about the answer of `turn`; `result` is there for answers of this run."""
+def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
+    """All about the answer of the last turn of `path`; `result` is there for answers of this run."""
+    turn = path[-1]
     yield "exactness", _EXACTNESS[turn.exactness]
     yield "ended", _ENDED.get(turn.finish_reason or "", "there is no answer yet")
     yield "message", f"{len(turn.prompt_ids):,} tokens"
     yield "answer", f"{len(turn.answer_ids):,} tokens"
     if result is not None:
         yield from _of_this_run(result)
+        yield from _turns_read(path, result)
     else:
         yield "speed", "not kept: it was answered in an earlier run"
     yield "Drawn with", ""
@@ -71,6 +74,37 @@ def _of_this_run(result: Result) -> Iterator[Row]:
     if result.notices:
         yield "Notices", ""
         yield from (("", notice) for notice in result.notices)
+
+
+def _turns_read(path: Sequence[Turn], result: Result) -> Iterator[Row]:
+    """Which earlier turns the answer read most, where it did not read all."""
+    shares: dict[int, float] = {}
+    spans = turn_spans(path)
+    for position, share in result.attention.most_read:
+        found = next((number for number, start, end in spans if start <= position < end), None)
+        if found is not None:
+            shares[found] = max(shares.get(found, 0.0), share)
+    most = sorted(shares.items(), key=lambda item: -item[1])[:MOST_TURNS]
+    if most:
+        yield "Read most, of all that came before", ""
+        for number, share in most:
+            yield f"turn {number + 1}", f"in {share:.0%} of the steps: {one_line(path[number].user, 44)}"
+
+
+def turn_spans(path: Sequence[Turn]) -> list[tuple[int, int, int]]:
+    """(number, first position, position behind its answer) of each turn, as far as positions are known.
+
+    A turn that brings the whole context with it says nothing of where the ones before it lie in it.
+    """
+    spans: list[tuple[int, int, int]] = []
+    at = 0
+    for number, turn in enumerate(path):
+        if turn.is_whole:
+            spans, at = [], 0
+        end = at + len(turn.prompt_ids) + len(turn.answer_ids)
+        spans.append((number, at, end))
+        at = end
+    return spans
 
 
 def given_up_rows(moves: Sequence[Move], infos: Sequence[ConversationInfo]) -> Iterator[Row]:
