@@ -1,5 +1,6 @@
 """What a person does most in the chat, and sees while doing it."""
 
+import asyncio
 import threading
 
 from fakes import FakeFactory
@@ -115,6 +116,25 @@ async def test_an_answer_goes_on_behind_another_conversation(sit_down):
         assert "hello there" not in person.screen()
         await person.presses("ctrl+l", "enter")
         await person.sees("hello there")
+
+
+async def test_switching_in_the_middle_of_drawing_stops_nothing(sit_down):
+    """Guards an answer whose view goes away while it is laid out: it is answered to its end all the same."""
+    answer = "".join(
+        f"- **item {n}** with `code`\n\n| a | b |\n|---|---|\n| {n} | 2 |\n\n" for n in range(20)
+    )
+    async with sit_down(answer=answer, token_s=0.0005, config={"max_tokens": 4000}) as person:
+        screen = person.app.chat_screen
+        await person.says("go on")
+        await person.sees("Esc stops")
+        chat, other = screen.chat, person.app.session.draft()
+        for pause in (0.0, 0.01, 0.02, 0.03, 0.04, 0.05):
+            await screen.show(other)
+            await asyncio.sleep(pause)
+            await screen.show(chat)
+            await asyncio.sleep(pause)
+        await person.until(lambda: chat.num_answers == 1)
+        assert person.history()[0].answer == answer
 
 
 async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, data_dir):

@@ -120,6 +120,9 @@ class ChatApp(App[int]):
 
     async def action_load_again(self) -> None:
         """Close the session and open it anew: after the engine failed, or with another model."""
+        chat = self.chat_screen.chat
+        if chat.conversation is not None and not chat.private:
+            self._name = chat.name  # and not another that was used since
         self.chat_screen.say("closing…")
         await self.session.close()
         self.chat_screen.say("loading the model…")

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
 from textual.containers import Horizontal, Vertical
+from textual.css.query import NoMatches
 from textual.screen import Screen
+from textual.widget import MountError
 from textual.widgets import Footer, Markdown, Static
 
 from edgekv import Closed, EdgeKVError
@@ -204,8 +206,15 @@ class ChatScreen(Screen[None]):
 
     async def _update(self, answering: Answering) -> None:
         view = self._view
-        if view is None or not self.is_attached:
+        if view is None or not view.is_attached:
             return
+        try:
+            await self._draw(answering, view)
+        except (MountError, NoMatches):
+            if view.is_attached:
+                raise  # else another conversation was chosen meanwhile: the answer goes on without a view
+
+    async def _draw(self, answering: Answering, view: TurnView) -> None:
         status = self.query_one(Status)
         if answering.progress is not None and self.chat.reopened_tokens:
             waited = asyncio.get_running_loop().time() - answering.began
@@ -224,8 +233,8 @@ class ChatScreen(Screen[None]):
             await view.end(
                 answering.result, self.chat.branch_marks().get(history[-1].id, "") if history else ""
             )
-        if not self.is_attached:
-            return  # the program was left meanwhile
+        if not view.is_attached:
+            return  # another conversation was chosen meanwhile, or the program was left
         self._rest()
         for notice in answering.notices:
             view.remark(notice)
