@@ -64,8 +64,8 @@ class AttentionUse:
     brought from disk, those read ahead included. `promoted_bytes`: leaves that a step selected and had to wait for.
     `prefetch_precision`: share of the leaves read ahead that were selected before they gave way; `prefetch_recall`:
     share of the selected leaves that were away which had been read ahead. None where nothing was.
-    `most_read`: which 16 tokens of the past were selected most, by their first position, and the share of the
-    answer's layers and steps that read them; the first and the last tokens, which are always read, left out.
+    `most_read`: which 16 tokens of the past were selected most, by their first position, and the share of layers
+    and steps that read them, of a sample; the first and the last tokens, which are always read, left out.
     """
 
     mean_tokens: float = 0.0

@@ -121,14 +121,14 @@ async def test_an_answer_goes_on_behind_another_conversation(sit_down):
 async def test_switching_in_the_middle_of_drawing_stops_nothing(sit_down):
     """Guards an answer whose view goes away while it is laid out: it is answered to its end all the same."""
     answer = "".join(
-        f"- **item {n}** with `code`\n\n| a | b |\n|---|---|\n| {n} | 2 |\n\n" for n in range(20)
+        f"- **item {n}** with `code`\n\n| a | b |\n|---|---|\n| {n} | 2 |\n\n" for n in range(8)
     )
     async with sit_down(answer=answer, token_s=0.0005, config={"max_tokens": 4000}) as person:
         screen = person.app.chat_screen
         await person.says("go on")
         await person.sees("Esc stops")
         chat, other = screen.chat, person.app.session.draft()
-        for pause in (0.0, 0.01, 0.02, 0.03, 0.04, 0.05):
+        for pause in (0.0, 0.01, 0.03, 0.05):
             await screen.show(other)
             await asyncio.sleep(pause)
             await screen.show(chat)
@@ -140,21 +140,21 @@ async def test_switching_in_the_middle_of_drawing_stops_nothing(sit_down):
 async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, data_dir):
     """Guards long histories: layout takes time for what is mounted, and nothing said is out of reach."""
     with Runtime(engine_factory=FakeFactory(), data_dir=data_dir) as runtime:
-        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(120)])
+        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(60)])
     async with sit_down("a") as person:
         transcript = person.app.chat_screen.query_one("#transcript")
-        await person.sees("question 119", "answer 119")
-        assert [view.number for view in transcript.views] == list(range(95, 120))
-        for first in (70, 45, 20, 0):
+        await person.sees("question 59", "answer 59")
+        assert [view.number for view in transcript.views] == list(range(35, 60))
+        for first in (10, 0):
             await transcript.show_earlier()
-            assert [view.number for view in transcript.views] == list(range(first, 120))
+            assert [view.number for view in transcript.views] == list(range(first, 60))
         await person.talks("one more")
         await person.sees("one more", "hello there")
-        assert [view.number for view in transcript.views] == list(range(71, 121))
+        assert [view.number for view in transcript.views] == list(range(11, 61))
         transcript.scroll_home(animate=False)
-        await person.until(lambda: transcript.views[0].number == 46, "those before them")
-        await transcript.reveal(60)
-        await person.sees("question 60")
+        await person.until(lambda: transcript.views[0].number == 0, "those before them")
+        await transcript.reveal(5)
+        await person.sees("question 5", "answer 5")
 
 
 async def test_what_was_begun_stays_with_its_conversation(sit_down):

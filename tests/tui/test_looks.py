@@ -49,7 +49,7 @@ async def test_looks_of_a_small_terminal(sit_down, sees_look):
         await sees_look(person, "small_memory")
         await person.presses("escape", "ctrl+t")
         await person.sees("PRIVATE")
-        await sees_look(person, "small_private", THEMES)
+        await sees_look(person, "small_private")
         await person.presses("f1")
         await person.sees("Keys")
         await sees_look(person, "small_keys")

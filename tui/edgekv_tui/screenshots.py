@@ -33,6 +33,7 @@ FONT_FACES = re.compile(r"@font-face\s*{[^}]*}\s*")  # they would be fetched fro
 
 async def make(folder: Path) -> None:
     """Write all pictures into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data_dir:
         config = load_config({**LIMITS, "data_dir": data_dir, "encryption": "off"})
         session = Session(config)

@@ -92,9 +92,11 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.show_earlier()
         for view in self.views:
             if view.number == number:
+                view.focus(scroll_visible=False)
                 if self.max_scroll_y > 0:  # else everything is seen already
                     self.release_anchor()
-                view.focus()
+                    # Behind what `show_earlier` does after the same refresh.
+                    self.call_after_refresh(self.scroll_to_widget, view, animate=False, top=True)
 
     async def show_earlier(self) -> None:
         """Mount some more turns at the top, and keep what is seen where it is."""
