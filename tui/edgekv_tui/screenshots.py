@@ -33,7 +33,6 @@ FONT_FACES = re.compile(r"@font-face\s*{[^}]*}\s*")  # they would be fetched fro
 
 async def make(folder: Path) -> None:
     """Write all pictures into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data_dir:
         config = load_config({**LIMITS, "data_dir": data_dir, "encryption": "off"})
         session = Session(config)
@@ -78,4 +77,6 @@ def _save(app: ChatApp, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(make(Path(sys.argv[1])))
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    asyncio.run(make(target))
