@@ -120,9 +120,7 @@ async def test_an_answer_goes_on_behind_another_conversation(sit_down):
 
 async def test_switching_in_the_middle_of_drawing_stops_nothing(sit_down):
     """Guards an answer whose view goes away while it is laid out: it is answered to its end all the same."""
-    answer = "".join(
-        f"- **item {n}** with `code`\n\n| a | b |\n|---|---|\n| {n} | 2 |\n\n" for n in range(8)
-    )
+    answer = "".join(f"- **item {n}** with `code`\n\n| a | b |\n|---|---|\n| {n} | 2 |\n\n" for n in range(8))
     async with sit_down(answer=answer, token_s=0.0005, config={"max_tokens": 4000}) as person:
         screen = person.app.chat_screen
         await person.says("go on")
