@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
 from edgekv.models.linear import Linear, weight_bytes
-from edgekv.policies.selection.cascade import MAX_CANDIDATES
+from edgekv.policies.selection.cascade import MAX_CANDIDATES, SEARCH_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ def index_bytes_read(setting: Setting, context: int) -> int:
         case "window":
             layer = 0
         case "cascade":
-            nodes = columns // NODE_COLUMNS * node if columns > MAX_CANDIDATES else 0
+            nodes = columns // NODE_COLUMNS * node // SEARCH_EVERY if columns > MAX_CANDIDATES else 0
             layer = nodes + min(columns, MAX_CANDIDATES) * keys
         case "leoam":
             layer = columns // _CHUNK_COLUMNS * node
