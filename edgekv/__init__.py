@@ -23,7 +23,18 @@ from edgekv.errors import (
     TemplateError,
     Unsupported,
 )
-from edgekv.events import CacheUse, Done, Event, Notice, PrefillProgress, Result, TextDelta, Timings, Usage
+from edgekv.events import (
+    AttentionUse,
+    CacheUse,
+    Done,
+    Event,
+    Notice,
+    PrefillProgress,
+    Result,
+    TextDelta,
+    Timings,
+    Usage,
+)
 from edgekv.runtime import Runtime
 from edgekv.stats import Move, Snapshot
 
@@ -32,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncConversation",
     "AsyncRuntime",
+    "AttentionUse",
     "Branch",
     "Busy",
     "CacheUse",

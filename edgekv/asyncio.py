@@ -98,6 +98,10 @@ class AsyncRuntime:
         """See `Runtime.conversations`."""
         return await asyncio.to_thread(self.runtime.conversations)
 
+    async def names(self) -> list[str]:
+        """See `Runtime.names`."""
+        return await asyncio.to_thread(self.runtime.names)
+
     async def forget(self, name: str, *, private: bool = False) -> None:
         """See `Runtime.forget`."""
         await asyncio.to_thread(self.runtime.forget, name, private=private)

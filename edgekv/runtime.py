@@ -19,8 +19,8 @@ from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
 from edgekv.conversation.exchange import export_lines, import_lines
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal, UnkeptJournal, translated
-from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name
-from edgekv.conversation.opening import build_or_degrade, close_all, close_files, open_files
+from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, free_name
+from edgekv.conversation.opening import build_or_degrade, close_all, close_files, open_files, rebuild_of
 from edgekv.conversation.rawtext import RawText
 from edgekv.conversation.unlock import Unlock
 from edgekv.conversation.worker import EngineThread
@@ -31,17 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edgekv.config import AnswerOptions, Options
     from edgekv.conversation import CancelToken, Stream
     from edgekv.conversation.foreign import ForeignChat
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.opening import EngineFactory
-    from edgekv.conversation.transcript import Rebuild
-    from edgekv.conversation.turns import TurnTree
     from edgekv.stats import Move
 
 
@@ -76,6 +71,7 @@ class Runtime:
         self._lock = threading.RLock()
         self._unnamed = itertools.count(1)
         self._conversations: dict[tuple[str, bool], Conversation] = {}
+        self._copies: weakref.WeakSet[Conversation] = weakref.WeakSet()  # of kept ones, in memory only
         self._forgetting: set[tuple[str, bool]] = set()
         self._raw: RawText | None = None
         unlock = Unlock.of(self.config, passphrase)
@@ -116,23 +112,27 @@ class Runtime:
         A private one needs no name, is kept in memory only and ends with the Runtime. `system` is the system
         prompt of a new conversation. `read_only` opens a kept conversation for its history alone: when
         another process uses the data directory or another model made it. `keep=False` goes on in memory only from
-        what is kept, for where `degraded` is set: a copy, not shared. Raises ConversationError if the
-        conversation belongs to another model, and StoreError if the data directory is in use elsewhere.
+        what is kept, for where `degraded` is set: a private copy, to be renamed and forgotten as one. Raises
+        ConversationError if the conversation belongs to another model, and StoreError if the data directory is in
+        use elsewhere.
         """
         self._worker.check_usable()
         with self._lock:
             if read_only:
                 refusal = f"conversation {name!r} was opened to be read only"
                 return self._open_kept(name or "", refusal=refusal)
-            if name is not None and not private and not keep:
-                return self._open(name, False, system=system, keep=False)
             if name is None and not private:
                 raise ConversationError("a conversation needs a name to be kept; or ask for private=True")
-            key = (f"private {next(self._unnamed)}" if name is None else name, private)
+            is_copy = not private and not keep
+            key = (f"private {next(self._unnamed)}" if name is None else name, private or is_copy)
             self._check_not_forgetting(key)
             if key not in self._conversations:
-                self._conversations[key] = self._open(*key, system=system)
+                self._conversations[key] = self._open(key[0], private, system=system, keep=keep)
+                if is_copy:
+                    self._copies.add(self._conversations[key])
             conversation = self._conversations[key]
+            if (conversation in self._copies) != is_copy:
+                raise ConversationError(f"a private {name!r} is open already: rename it or forget it first")
         if system is not None and system != conversation.system:
             raise ConversationError(
                 f"conversation {conversation.name!r} began with another system prompt; "
@@ -144,6 +144,11 @@ class Runtime:
         """The kept conversations, last used first."""
         self._worker.check_usable()
         return [] if self._library is None else self._library.infos()
+
+    def names(self) -> list[str]:
+        """The names of the kept conversations; unlike `conversations` it reads none of their turns."""
+        self._worker.check_usable()
+        return [] if self._library is None else self._library.names()
 
     def rename(self, name: str, new_name: str, *, private: bool = False) -> None:
         """Give a conversation another name. ConversationError where that name is taken or unusable."""
@@ -211,18 +216,20 @@ class Runtime:
         """Keep a conversation of another program (`read_foreign`) as `name`, or its title; all of it or nothing.
 
         Its words become this model's tokens. Returns the name; "2" and so on is added where one is taken.
+        ConversationError where it has a `refusal`.
         """
-        taken = {info.name for info in self.conversations()}
-        title = " ".join("".join(c if c.isprintable() else " " for c in name or chat.title).split())[:100]
-        names = (f"{title or 'untitled'} {number}".removesuffix(" 1") for number in itertools.count(1))
-        free = next(name for name in names if name not in taken)
-        conversation = self.conversation(free, system=chat.system)
+        if chat.refusal is not None:
+            raise ConversationError(f"{chat.title[:100]!r} is not imported: {chat.refusal}")
+        with self._lock:  # until it has the name, or somebody else could take it
+            others = {name for name, private in (*self._conversations, *self._forgetting) if not private}
+            free = free_name(name or chat.title, {*self.names(), *others})
+            conversation = self.conversation(free, system=chat.system)
         try:
             conversation.add_exchanges(chat.said)
         except BaseException:
-            self.forget(free)
+            self.forget(conversation.name)
             raise
-        return free
+        return conversation.name
 
     def stream_text(
         self, text: str, *, cancel: CancelToken | None = None, **options: Unpack[AnswerOptions]
@@ -336,7 +343,7 @@ class Runtime:
         assert private or library is not None, "only private conversations do without transcripts"
         journal = journal or PrivateJournal()
         if library is not None and not private:
-            rebuild = self._rebuild_of(identity)
+            rebuild = rebuild_of(self._worker, identity)
             journal = library.journal(identity.name, read_only=refusal is not None, rebuild=rebuild)
         return Conversation(
             identity,
@@ -347,23 +354,6 @@ class Runtime:
             private=private,
             refusal=refusal,
         )
-
-    def _rebuild_of(self, identity: Identity) -> Rebuild | None:
-        """Puts damaged turns together again, where this model's own token ids are stored; tells what it did."""
-        worker = self._worker
-        if identity.meta.fingerprint != worker.front.fingerprint:
-            return None
-
-        def paths() -> list[NDArray[np.int32]]:
-            with translated():
-                return worker.engine.stored_paths(identity.sequence_id)
-
-        def rebuild(tree: TurnTree) -> dict[int, str]:
-            from edgekv.conversation.rebuild import Rebuilder  # noqa: PLC0415  numpy comes with it
-
-            return Rebuilder(worker.front, identity.meta.system, paths).rebuild(tree, tell=worker.add_notice)
-
-        return rebuild
 
     def _writable_library(self) -> Library:
         if self._library is None and self.degraded is None:

@@ -1,4 +1,5 @@
 """`bench chat`: the full-screen chat as a person has it, in a terminal: its start, and how soon a key is seen.
+Beside it what `import edgekv` costs every program.
 
 The real program runs in a process of its own and is driven by keys. An echo is timed from writing the key to the
 terminal until its letter is drawn, while an answer streams below a history of many messages. Knows what is drawn
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -50,6 +52,19 @@ def measure_starts(folder: Path, runs: int = STARTS) -> list[Row]:
             times.append(terminal.wait_for(READY) - terminal.began)
     labels = Labels(attention=None, text="the program")
     return [labels.measured("chat_start_without_model_s", "seconds", times[1:], better="lower")]
+
+
+def measure_import(runs: int = STARTS) -> list[Row]:
+    """Seconds that `import edgekv` takes in a fresh interpreter; the first run warms the page cache."""
+    code = "import time; began = time.perf_counter(); import edgekv; print(time.perf_counter() - began)"
+    times = []
+    for _ in range(runs + 1):
+        done = subprocess.run(  # noqa: S603  our own words only
+            [sys.executable, "-c", code], env=_environ(), capture_output=True, text=True, check=True
+        )
+        times.append(float(done.stdout))
+    labels = Labels(attention=None, text="the package")
+    return [labels.measured("import_s", "seconds", times[1:], better="lower")]
 
 
 def measure_echo(config: Config, folder: Path, num_messages: int, num_keys: int) -> list[Row]:
@@ -110,6 +125,9 @@ def _options(config: Config) -> dict[str, str]:
 
 def _chat(options: Mapping[str, str]) -> Terminal:
     arguments: Sequence[str] = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     program = "from edgekv.cli import main; main()"
-    return Terminal([sys.executable, "-c", program, "chat", *arguments], environ)
+    return Terminal([sys.executable, "-c", program, "chat", *arguments], _environ())
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

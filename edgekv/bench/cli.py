@@ -232,7 +232,7 @@ def chat(
     config = given.config()
     machine = measure_machine(config.data_dir, choose_device("cpu"))
     with storage_errors(), scratch(config.data_dir) as folder:
-        rows = chatting.measure_starts(folder, runs)
+        rows = chatting.measure_import(runs) + chatting.measure_starts(folder, runs)
         rows += chatting.measure_echo(config, folder, messages, keys)
     write("chat", machine, rows, as_json=as_json)
 

@@ -16,7 +16,7 @@ from edgekv.config import ANSWER_FIELDS
 from edgekv.conversation.asking import room_for, sampling_of
 from edgekv.conversation.dialogue import Dialogue, known_part
 from edgekv.conversation.markdown import markdown_lines
-from edgekv.conversation.render import render_turn, trim_to_text
+from edgekv.conversation.render import exchange_turns, render_turn, trim_to_text
 from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
 from edgekv.engine.request import Request, Sampling
@@ -138,16 +138,20 @@ class Conversation:
     def add_exchanges(self, said: Iterable[tuple[str, str]]) -> None:
         """Go on from (message, answer) pairs that were made elsewhere; they are kept, and read when needed.
 
-        Raises StoreError where the disk refuses them; ConversationError, Busy as `stream` does.
+        Raises StoreError where the disk refuses them: nothing is added then. ConversationError, Busy as `stream`.
         """
         self._wait_idle()
         with self._lock:
             self._check_continuable()
             self._check_idle()
-            head = self._put_exchanges(self._tree.head, said)
-            if head is not None:
-                self._tree.head = head
-                self._journal.save(self._tree.path(head))  # the whole path
+            new = self._put_exchanges(self._tree.head, list(said))
+            if new:
+                try:
+                    self._journal.save(self._tree.path(new[-1].id))
+                except BaseException:
+                    self._tree.take_back(new)
+                    raise
+                self._tree.head = new[-1].id
 
     def cancel(self) -> None:
         """Stop the answer being made, if any; what is there of it is kept."""
@@ -265,20 +269,16 @@ class Conversation:
                 f"conversation {self.name!r} began with another system message; leave it out or take a new name"
             )
         parent, num_known = known_part(self._tree, dialogue.said)
-        return self._put_exchanges(parent, dialogue.said[num_known:])  # kept with the question
+        new = self._put_exchanges(parent, dialogue.said[num_known:])  # kept with the question
+        return new[-1].id if new else parent
 
-    def _put_exchanges(self, parent: int | None, said: Iterable[tuple[str, str]]) -> int | None:
-        """Exchanges made elsewhere into the tree, behind `parent`; the last one's turn."""
-        for user, answer in said:
-            prompt_ids, is_whole = render_turn(self._front, self._tree.path(parent), self.system, user)
-            turn = Turn(self._tree.next_id(), parent, user=user, is_whole=is_whole, prompt_ids=prompt_ids)
-            ids = array("i", self._front.tokenizer.encode_pieces([(answer, False)]))
-            given = answered(
-                turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False
-            )
-            self._tree.put(given)
-            parent = given.id
-        return parent
+    def _put_exchanges(self, parent: int | None, said: Sequence[tuple[str, str]]) -> list[Turn]:
+        """Exchanges made elsewhere into the tree, behind `parent`."""
+        path = self._tree.path(parent)
+        new = exchange_turns(self._front, path, self.system, said, self._tree.next_id())
+        for turn in new:
+            self._tree.put(turn)
+        return new
 
     def _prepare(
         self, text: str, parent: int | None, config: Config, submitted_at: float

@@ -7,11 +7,10 @@ are passed over, a database's views and triggers are never followed. Does not kn
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-import zipfile
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import msgspec
 
@@ -19,12 +18,14 @@ from edgekv.conversation.dialogue import JOINT
 from edgekv.errors import ConversationError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 LARGEST_JSON_BYTES = 512 << 20
 LARGEST_TEXT = 4 << 20
 MOST_EXCHANGES = 20_000
+MOST_ROWS = 10 * MOST_EXCHANGES
 MOST_SQLITE_STEPS = 50_000_000
 SQLITE_MAGIC = b"SQLite format 3\0"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -32,11 +33,15 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 @dataclass(frozen=True, slots=True)
 class ForeignChat:
-    """One conversation of another program: its title and (message, answer) pairs, oldest first."""
+    """One conversation of another program: its title and (message, answer) pairs, oldest first.
+
+    `refusal`: why it cannot be imported, where it is larger than edgekv takes; `said` is then empty.
+    """
 
     title: str
     said: tuple[tuple[str, str], ...]
     system: str | None = None
+    refusal: str | None = None
 
 
 def read_foreign(path: Path) -> list[ForeignChat]:
@@ -95,10 +100,14 @@ def _bounded(path: Path) -> bytes:
 
 
 def _unzipped(path: Path) -> bytes:
+    import lzma  # noqa: PLC0415  importing edgekv shall not pay for what few people use
+    import zipfile  # noqa: PLC0415
+
+    damage = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, ValueError)
     try:
         with zipfile.ZipFile(path) as archive, archive.open("conversations.json") as member:
             data = member.read(LARGEST_JSON_BYTES + 1)
-    except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (*damage, KeyError, NotImplementedError, RuntimeError) as error:
         raise ConversationError(f"{path} is no archive with a conversations.json in it: {error}") from error
     if len(data) > LARGEST_JSON_BYTES:
         raise ConversationError(f"conversations.json in {path} is larger than {LARGEST_JSON_BYTES >> 20} MiB")
@@ -111,7 +120,7 @@ def _from_chatgpt(data: bytes) -> list[ForeignChat]:
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise ConversationError(f"this is no export of ChatGPT's: {error}") from error
     chats = (_chat(one.title or "untitled", _messages(one)) for one in exported)
-    return [chat for chat in chats if chat.said]
+    return [chat for chat in chats if chat.said or chat.refusal]
 
 
 def _messages(exported: _Exported) -> list[tuple[str, str]]:
@@ -133,7 +142,7 @@ def _chat(title: str, messages: Iterable[tuple[str, str]]) -> ForeignChat:
     system: list[str] = []
     said: list[tuple[list[str], list[str]]] = []
     for role, text in messages:
-        if not text.strip() or len(said) > MOST_EXCHANGES:
+        if not text.strip():
             continue
         if role == "system":
             system.append(text)
@@ -143,16 +152,21 @@ def _chat(title: str, messages: Iterable[tuple[str, str]]) -> ForeignChat:
             said[-1][0].append(text)
         elif role == "assistant" and said:
             said[-1][1].append(text)
-    pairs = tuple((_text(user), _text(answer)) for user, answer in said)
-    return ForeignChat(title, pairs, _text(system) or None)
+    if len(said) > MOST_EXCHANGES:
+        return ForeignChat(title, (), refusal=f"it has more than {MOST_EXCHANGES:,} exchanges")
+    texts = [_text(pieces) for pieces in (system, *(piece for pair in said for piece in pair))]
+    if max(map(len, texts)) > LARGEST_TEXT:
+        return ForeignChat(title, (), refusal=f"a message has more than {LARGEST_TEXT:,} characters")
+    return ForeignChat(title, tuple(zip(texts[1::2], texts[2::2], strict=True)), texts[0] or None)
 
 
 def _text(pieces: list[str]) -> str:
-    joined = JOINT.join(pieces)[:LARGEST_TEXT]
-    return joined.encode("utf-8", "replace").decode("utf-8")  # half characters can come out of JSON
+    return JOINT.join(pieces).encode("utf-8", "replace").decode("utf-8")  # JSON can have half characters
 
 
 def _from_llm(path: Path) -> list[ForeignChat]:
+    import sqlite3  # noqa: PLC0415  as above
+
     try:
         with contextlib.closing(_opened(path)) as db:
             return list(_llm_chats(db))
@@ -162,6 +176,9 @@ def _from_llm(path: Path) -> list[ForeignChat]:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """Read-only and mistrusted: nothing in the schema runs, and nothing runs for long."""
+    import sqlite3  # noqa: PLC0415  as above
+    from urllib.parse import quote  # noqa: PLC0415  as above
+
     db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
     for pragma in ("trusted_schema = OFF", "query_only = ON", "temp_store = MEMORY", "cell_size_check = ON"):
         db.execute(f"PRAGMA {pragma}")
@@ -187,12 +204,15 @@ def _llm_chats(db: sqlite3.Connection) -> Iterator[ForeignChat]:
     rows = db.execute(
         "SELECT c.name, r.conversation_id, r.system, r.prompt, r.response FROM responses r "
         "JOIN conversations c ON c.id = r.conversation_id ORDER BY r.conversation_id, r.id LIMIT ?",
-        (10 * MOST_EXCHANGES,),
+        (MOST_ROWS + 1,),
     )
     messages: dict[object, tuple[str, list[tuple[str, str]]]] = {}
-    for name, conversation, system, prompt, response in rows:
+    for number, (name, conversation, system, prompt, response) in enumerate(rows):
+        if number == MOST_ROWS:
+            raise ConversationError(f"this log of llm's has more than {MOST_ROWS:,} answers: split it first")
         _, said = messages.setdefault(conversation, (str(name or "untitled"), []))
         if isinstance(system, str) and system and not said:
             said.append(("system", system))
         said += [("user", str(prompt or "")), ("assistant", str(response or ""))]
-    yield from (chat for name, said in messages.values() if (chat := _chat(name, said)).said)
+    chats = (_chat(name, said) for name, said in messages.values())
+    yield from (chat for chat in chats if chat.said or chat.refusal)

@@ -45,7 +45,7 @@ class Journal(Protocol):
         ...
 
     def save(self, path: list[Turn]) -> None:
-        """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
+        """Keep the last turn of `path`, make it the head; earlier ones not kept yet are added, all or none."""
         ...
 
     def save_head(self, turn_id: int | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edgekv.conversation.transcript import TranscriptJournal, not_replaced
 from edgekv.errors import ConversationError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
     from edgekv.conversation.transcript import Rebuild
@@ -251,6 +253,13 @@ def check_name(name: str) -> None:
             f"{name!r} cannot be a conversation's name: use 1 to {MAX_NAME} printable characters "
             "without blanks at the ends"
         )
+
+
+def free_name(title: str, taken: Collection[str]) -> str:
+    """A name that begins as `title` does, whatever is in it, and that is not `taken`: "2" and so on is added."""
+    plain = " ".join("".join(c if c.isprintable() else " " for c in title).split())[:100].rstrip()
+    names = (f"{plain or 'untitled'} {number}".removesuffix(" 1") for number in itertools.count(1))
+    return next(name for name in names if name not in taken)
 
 
 def forget_kv(data_dir: DataDir, keys: KeyChain | None, sequence_id: bytes) -> list[str]:

@@ -1,6 +1,7 @@
 """What a Runtime opens and closes, in which order, and what it does without when the disk is not to be had.
 
-Knows the data directory, its transcripts and how an engine is asked for. Knows neither conversations nor models.
+Knows the data directory, its transcripts, how an engine is asked for, and how damaged turns are put together again
+with its help. Knows neither conversations nor models.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from edgekv.errors import StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgekv.config import Config
+    from edgekv.conversation.journal import Identity
     from edgekv.conversation.render import FrontLike
+    from edgekv.conversation.transcript import Rebuild
+    from edgekv.conversation.turns import TurnTree
     from edgekv.conversation.unlock import Unlock
     from edgekv.conversation.worker import EngineThread
     from edgekv.engine.request import EngineLike
@@ -77,6 +84,23 @@ def build_or_degrade(
     return build(
         config, model, data_dir=None, keys=None
     )  # outside of `except`: the first attempt's memory is free
+
+
+def rebuild_of(worker: EngineThread, identity: Identity) -> Rebuild | None:
+    """Puts damaged turns together again, where this model's own token ids are stored; tells what it did."""
+    if identity.meta.fingerprint != worker.front.fingerprint:
+        return None
+
+    def paths() -> list[NDArray[np.int32]]:
+        with translated():
+            return worker.engine.stored_paths(identity.sequence_id)
+
+    def rebuild(tree: TurnTree) -> dict[int, str]:
+        from edgekv.conversation.rebuild import Rebuilder  # noqa: PLC0415  numpy comes with it
+
+        return Rebuilder(worker.front, identity.meta.system, paths).rebuild(tree, tell=worker.add_notice)
+
+    return rebuild
 
 
 def close_files(library: Library | None, data_dir: DataDir | None) -> None:

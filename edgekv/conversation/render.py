@@ -9,10 +9,13 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Protocol
 
+from edgekv.conversation.turns import Turn, answered
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from edgekv.conversation.turns import Turn
+FEW = 4
+"""So many turns of history show how a template writes the next one; see `exchange_turns`."""
 
 
 class TokenizerLike(Protocol):
@@ -132,6 +135,51 @@ def render_turn(
         return array("i", front.tokenizer.encode_pieces(turn.pieces, add_bos=not path)), False
     whole = front.template.render_pieces([*history, *new])
     return array("i", front.tokenizer.encode_pieces(whole, add_bos=True)), True
+
+
+def exchange_turns(
+    front: FrontLike, path: Sequence[Turn], system: str | None, said: Sequence[tuple[str, str]], first_id: int
+) -> list[Turn]:
+    """Turns of exchanges that were made elsewhere, one behind the other, behind `path`; ids count from `first_id`.
+
+    Rendering the whole history for each one would take hours where there are thousands. Most templates write a
+    turn the same way whatever is far before it: then a few turns are history enough. The first turn for which
+    that could matter and the last one tell whether this template does; one that counts rounds, say, does not.
+    """
+    if len(said) <= FEW:
+        return _exchange_turns(front, path, system, said, first_id, seen=None)
+    turns = _exchange_turns(front, path, system, said, first_id, seen=FEW)
+    last = len(said) - 1
+    for at in {min(last, max(0, FEW + 1 - len(path))), last}:
+        whole = render_turn(front, [*path, *turns[:at]], system, said[at][0])
+        if whole != (turns[at].prompt_ids, turns[at].is_whole):
+            return _exchange_turns(front, path, system, said, first_id, seen=None)
+    return turns
+
+
+def _exchange_turns(
+    front: FrontLike,
+    path: Sequence[Turn],
+    system: str | None,
+    said: Sequence[tuple[str, str]],
+    first_id: int,
+    *,
+    seen: int | None,
+) -> list[Turn]:
+    """With the last `seen` turns as history, but where the template writes everything anew."""
+    before = list(path)
+    for turn_id, (user, answer) in enumerate(said, first_id):
+        history = before if seen is None else before[-seen:]
+        prompt_ids, is_whole = render_turn(front, history, system, user)
+        if is_whole and len(history) < len(before):
+            prompt_ids, is_whole = render_turn(front, before, system, user)
+        parent = before[-1].id if before else None
+        turn = Turn(turn_id, parent, user=user, is_whole=is_whole, prompt_ids=prompt_ids)
+        ids = array("i", front.tokenizer.encode_pieces([(answer, False)]))
+        before.append(
+            answered(turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False)
+        )
+    return before[len(path) :]
 
 
 def trim_to_text(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> array[int]:

@@ -98,16 +98,13 @@ class TranscriptJournal:
         )
 
     def save(self, path: list[Turn]) -> None:
-        """Keep the last turn of `path` and make it the head; earlier ones that failed before are added."""
+        """Keep the last turn of `path`, make it the head; earlier ones not kept yet are added, all or none."""
         with translated():
             self._keep_rebuilt()
-            for turn in path[:-1]:
-                if turn.id not in self._rows:
-                    self._append(turn)
             if path[-1].id in self._rows:
                 self._transcripts.update_turn(self._rows[path[-1].id], encode_turn(path[-1]))
             else:
-                self._append(path[-1])
+                self._append([turn for turn in path if turn.id not in self._rows])
 
     def save_head(self, turn_id: int | None) -> None:
         """Remember which branch is current."""
@@ -120,14 +117,15 @@ class TranscriptJournal:
     def _keep_rebuilt(self) -> None:
         """Rows for what was rebuilt; parents come before their children."""
         while self._not_kept:
-            self._append(self._not_kept[0], head=False)
+            self._append(self._not_kept[:1], head=False)
             del self._not_kept[0]
 
-    def _append(self, turn: Turn, *, head: bool = True) -> None:
-        parent = None if turn.parent is None else self._rows[turn.parent]
-        self._rows[turn.id] = self._transcripts.append_turn(
-            self._conversation.id, parent, encode_turn(turn), head=head
-        )
+    def _append(self, turns: list[Turn], *, head: bool = True) -> None:
+        """Rows for turns of which each is the parent of the next."""
+        parent = None if turns[0].parent is None else self._rows[turns[0].parent]
+        blobs = [encode_turn(turn) for turn in turns]
+        rows = self._transcripts.append_turns(self._conversation.id, parent, blobs, head=head)
+        self._rows.update(zip((turn.id for turn in turns), rows, strict=True))
 
 
 def _stand_ins(turns: Iterable[Turn]) -> dict[int, Turn]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edgekv.errors import ConversationError, StoreError
 from edgekv.events import Exactness, FinishReason  # noqa: TC001  msgspec reads them at run time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 TurnState = Literal["pending", "complete", "stopped", "damaged"]
 TURN_FORMAT = 1
@@ -70,19 +73,26 @@ class TurnTree:
 
     def __init__(self) -> None:
         self._turns: dict[int, Turn] = {}
+        self._next_id = 0
         self.head: int | None = None
 
     def __len__(self) -> int:
         return len(self._turns)
 
     def next_id(self) -> int:
-        """An id no turn has."""
-        return max(self._turns, default=-1) + 1
+        """An id that no turn has or had."""
+        return self._next_id
 
     def put(self, turn: Turn) -> None:
         """Add a turn, or replace the one with its id."""
         assert turn.parent is None or turn.parent in self._turns, "a turn comes after its parent"
         self._turns[turn.id] = turn
+        self._next_id = max(self._next_id, turn.id + 1)
+
+    def take_back(self, turns: Iterable[Turn]) -> None:
+        """Undo `put` of turns that nothing stands behind."""
+        for turn in turns:
+            del self._turns[turn.id]
 
     def get(self, turn_id: int) -> Turn:
         """The turn with this id; ConversationError if there is none."""
@@ -121,12 +131,13 @@ class TurnTree:
 
     def branches(self) -> list[Branch]:
         """Every leaf of the tree, oldest first."""
+        depths: dict[int | None, int] = {None: 0}
+        for turn in self.turns():
+            depths[turn.id] = depths[turn.parent] + 1
         parents = {turn.parent for turn in self._turns.values()}
         leaves = [turn for turn in self._turns.values() if turn.id not in parents]
-        current = {turn.id for turn in self.path(self.head)}
         return [
-            Branch(leaf.id, len(self.path(leaf.id)), leaf.user, is_current=leaf.id in current)
-            for leaf in leaves
+            Branch(leaf.id, depths[leaf.id], leaf.user, is_current=leaf.id == self.head) for leaf in leaves
         ]
 
 

@@ -48,8 +48,8 @@ from edgekv_storage.store.index import known_losses
 from edgekv_storage.store.sections import SectionData
 from edgekv_storage.store.store import Store
 from edgekv_storage.store.transfer import LeafFault, LeafPlace, LeafRead, PieceRead, Transfer
-from edgekv_storage.transcripts.rows import ConversationRow, TurnRow
-from edgekv_storage.transcripts.transcripts import DamagedConversation, DamagedTurn, Transcripts
+from edgekv_storage.transcripts.rows import ConversationRow, DamagedConversation, DamagedTurn, TurnRow
+from edgekv_storage.transcripts.transcripts import Transcripts
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # who wants our log asks for it
 

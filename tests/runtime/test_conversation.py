@@ -283,16 +283,16 @@ def test_a_full_disk_is_reported_and_the_chat_goes_on(open_runtime, monkeypatch)
 
     runtime = open_runtime()
     chat = runtime.conversation("a")
-    append = Transcripts.append_turn
+    append = Transcripts.append_turns
 
     def full(*_args, **_kwargs):
         raise DiskFull("the drive is full")
 
-    monkeypatch.setattr(Transcripts, "append_turn", full)
+    monkeypatch.setattr(Transcripts, "append_turns", full)
     events = list(chat.stream("one"))
     assert any(isinstance(e, Notice) and "drive is full" in e.message for e in events)
     assert events[-1].result.text == "hello there"
-    monkeypatch.setattr(Transcripts, "append_turn", append)
+    monkeypatch.setattr(Transcripts, "append_turns", append)
     chat.send("two")
     runtime.close()
     again = open_runtime().conversation("a").history()

@@ -2,12 +2,14 @@
 
 import json
 import sqlite3
+import threading
 import zipfile
 from contextlib import closing
 
 import pytest
 
 from edgekv import ConversationError, ForeignChat, read_foreign
+from edgekv.conversation import foreign
 
 
 def node(role, *parts, parent=None):
@@ -97,6 +99,71 @@ def test_what_is_no_export_is_one_clear_error(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(ConversationError):
         read_foreign(path)
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_archive_is_one_clear_error(tmp_path, method):
+    """Guards the chat: errors of zlib and lzma came out of zipfile as they are, and ended the program."""
+    path = tmp_path / "export.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("conversations.json", json.dumps(CHATGPT))
+        start = archive.fp.tell()
+    num_refused = 0
+    for at in range(52, start, 29):
+        data = bytearray(path.read_bytes())
+        data[at : at + 3] = bytes(byte ^ 0xFF for byte in data[at : at + 3])
+        torn = tmp_path / "torn.zip"
+        torn.write_bytes(data)
+        try:
+            assert read_foreign(torn) == [TRAINS, ROUND]
+        except ConversationError:
+            num_refused += 1
+    assert num_refused > 5
+
+
+def test_what_is_too_long_is_refused_and_the_others_come(tmp_path, monkeypatch, open_runtime):
+    """Guards against cuts in silence: exchanges, characters and rows beyond the limits just were not there."""
+    monkeypatch.setattr(foreign, "MOST_EXCHANGES", 2)
+    monkeypatch.setattr(foreign, "MOST_ROWS", 6)
+    monkeypatch.setattr(foreign, "LARGEST_TEXT", 5000)
+    many = "".join(f", ('{n}', 'm', 'q{n}', NULL, 'a', 'c2')" for n in (3, 4, 5))
+    chats = "INSERT INTO conversations VALUES ('c2', 'Long', 'm'), ('c3', 'Wide', 'm');"
+    wide = "INSERT INTO responses VALUES ('6', 'm', replace(hex(zeroblob(4000)), '0', 'x'), NULL, 'a', 'c3')"
+    path = write_llm(tmp_path / "logs.db", RESPONSES[:-1] + many + ";" + chats)
+    ships, long = read_foreign(path)
+    assert (ships.title, ships.refusal, len(ships.said)) == ("Ships", None, 2)
+    assert (long.title, long.said, long.refusal) == ("Long", (), "it has more than 2 exchanges")
+    runtime = open_runtime()
+    with pytest.raises(ConversationError, match="'Long' is not imported: it has more than 2 exchanges"):
+        runtime.import_foreign(long)
+    assert runtime.names() == []
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(wide)
+    with pytest.raises(ConversationError, match="no log of llm's that can be read"):
+        read_foreign(path)
+    monkeypatch.setattr(foreign, "MOST_ROWS", 5)
+    monkeypatch.setattr(foreign, "LARGEST_TEXT", 9000)
+    with pytest.raises(ConversationError, match="more than 5 answers"):
+        read_foreign(path)
+    long_word = [{"title": "T", "current_node": "a", "mapping": {"a": node("user", "x" * 9001)}}]
+    (tmp_path / "c.json").write_text(json.dumps([*long_word, CHATGPT[0]]))
+    refused, trains = read_foreign(tmp_path / "c.json")
+    assert (refused.refusal, trains) == ("a message has more than 9,000 characters", TRAINS)
+
+
+def test_names_come_from_any_title_and_are_never_taken_twice(open_runtime):
+    """Guards titles cut at a blank, which were no names, and two imports of one title at the same time."""
+    runtime = open_runtime()
+    assert runtime.import_foreign(ForeignChat("x" * 99 + " yz", TRAINS.said)) == "x" * 99
+    threads = [threading.Thread(target=runtime.import_foreign, args=(TRAINS,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(runtime.names()) == ["Trains", "Trains 2", "Trains 3", "Trains 4", "x" * 99]
+    assert all(len(runtime.conversation(name).history()) == 1 for name in runtime.names())
 
 
 def test_a_database_of_views_that_never_end_is_refused(tmp_path):

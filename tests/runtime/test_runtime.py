@@ -22,19 +22,6 @@ from edgekv import (
 )
 
 
-def test_import_is_light():
-    """Guards `import edgekv`: no torch, no numpy, no model; under 0.3 s (generous here: a noisy machine)."""
-    code = (
-        "import time, sys; t = time.perf_counter(); import edgekv; d = time.perf_counter() - t;"
-        "heavy = {'torch', 'numpy', 'llama_cpp', 'jinja2'} & set(sys.modules); print(heavy or d)"
-    )
-    runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(3)
-    ]
-    assert min(map(float, runs)) < 0.3
-
-
 def test_close_frees_everything_and_refuses_later_calls(open_runtime):
     """Guards leaks: no thread, no engine, no lock remains; a later call says what to do."""
     factory = FakeFactory()
@@ -179,6 +166,41 @@ def test_a_second_runtime_degrades_and_says_so_once(open_runtime):
     private = second.conversation(private=True)
     notices = [[e for e in private.stream(text) if isinstance(e, Notice)] for text in ("x", "y")]
     assert [len(found) for found in notices] == [0, 0], "it was said by the first answer"
+
+
+def test_what_a_degraded_runtime_does_not_keep_can_be_renamed_and_forgotten(open_runtime):
+    """Guards chats of a second instance: they were nobody's, "no private conversation is called so"."""
+    first = open_runtime()
+    first.conversation("a").send("one")
+    factory = FakeFactory()
+    second = open_runtime(factory)
+    for name in ("a", "new"):
+        chat = second.conversation(name, keep=False)
+        assert second.conversation(name, keep=False) is chat
+        chat.send("two")
+        with pytest.raises(ConversationError, match="open already: rename it or forget it"):
+            second.conversation(name, private=True)
+        second.rename(name, f"{name} b", private=True)
+        second.forget(f"{name} b", private=True)
+        with pytest.raises(ConversationError, match="was forgotten"):
+            chat.send("three")
+    assert len(factory.engine.seen) == 0
+    assert second.conversation("a", private=True).history() == []
+    assert first.names() == second.names() == ["a"]
+
+
+def test_names_are_listed_without_reading_turns(open_runtime, monkeypatch):
+    """Guards new chats: every stored turn was decrypted to see whether a name is free."""
+    from edgekv_storage import Transcripts
+
+    runtime = open_runtime()
+    runtime.conversation("a").send("one")
+
+    def refuse(*_args):
+        raise AssertionError("turns were read")
+
+    monkeypatch.setattr(Transcripts, "readable_turns", refuse)
+    assert runtime.names() == ["a"]
 
 
 def test_an_unwritable_directory_degrades(tmp_path):

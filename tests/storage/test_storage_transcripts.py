@@ -47,15 +47,28 @@ def test_branches_and_heads_survive_a_restart(directory, keys):
         aside = transcripts.append_turn(chat.id, first, b"draft", head=False)
         transcripts.update_turn(aside, b"other")
         transcripts.rename(chat.id, "journey")
-        transcripts.set_meta(chat.id, b"more")
     with Transcripts.open(directory, keys) as transcripts:
         chat = transcripts.get("journey")
-        assert chat == (chat.id, "journey", SEQUENCE, b"more", second, 3, chat.created)
+        assert chat == (chat.id, "journey", SEQUENCE, b"meta", second, 3, chat.created)
         turns = [(t.id, t.parent, t.blob) for t in transcripts.turns(chat.id)]
         assert turns == [(first, None, b"one"), (second, first, b"two"), (aside, first, b"other")]
         transcripts.set_head(chat.id, aside)
         assert transcripts.conversations()[0].head == aside
         assert transcripts.get("trip") is None
+
+
+def test_several_turns_are_kept_together_or_not_at_all(directory, keys):
+    """Guards imports: a full drive left the first half of a conversation, as a branch nobody asked for."""
+    with Transcripts.open(directory, keys) as transcripts:
+        chat = transcripts.create_conversation("trip", SEQUENCE)
+        first = transcripts.append_turn(chat.id, None, b"one")
+        rows = transcripts.append_turns(chat.id, first, [b"two", b"three"])
+        with pytest.raises(TypeError):  # at the second one, in the middle of the transaction
+            transcripts.append_turns(chat.id, rows[-1], [b"four", "no bytes"])
+    with Transcripts.open(directory, keys) as transcripts:
+        turns = [(t.id, t.parent, t.blob) for t in transcripts.turns(chat.id)]
+        assert turns == [(first, None, b"one"), (rows[0], first, b"two"), (rows[1], rows[0], b"three")]
+        assert transcripts.get("trip").head == rows[1]
 
 
 def test_wrong_names_and_ids_are_refused(directory, keys):

@@ -200,3 +200,15 @@ async def test_regenerate_answers_again(sit_down):
         await person.presses("ctrl+r")
         await person.sees("something else")
         assert "hello there" not in person.screen()
+
+
+async def test_an_answer_reads_nothing_of_other_conversations(sit_down, monkeypatch):
+    """Guards long lists: the first answer of each new chat decrypted every stored turn."""
+    async with sit_down(size=(120, 40)) as person:
+        await person.talks("one")
+        with monkeypatch.context() as patch:
+            patch.setattr(Runtime, "conversations", None)  # opens them all
+            await person.presses("ctrl+n")
+            await person.talks("second")
+            await person.until(lambda: [info.name for info in person.app.session._infos] == ["second", "one"])
+            await person.sees("2 chats")

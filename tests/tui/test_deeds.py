@@ -2,6 +2,7 @@
 
 import json
 
+from edgekv.conversation import foreign
 from edgekv.conversation.kept import kept_conversations
 
 CHATGPT = {
@@ -107,6 +108,23 @@ async def test_export_and_import(sit_down, data_dir, tmp_path):
     assert (tmp_path / "trip.jsonl").stat().st_mode & 0o777 == 0o600
     assert json.loads((tmp_path / "trip.jsonl").read_text().splitlines()[0])["name"] == "trip"
     assert sorted(names(data_dir)) == ["Elsewhere", "trip"]
+
+
+async def test_what_cannot_be_imported_is_named_and_the_others_come(
+    sit_down, data_dir, tmp_path, monkeypatch
+):
+    """Guards exports of many chats: the first that could not be kept ended the import of all behind it."""
+    monkeypatch.setattr(foreign, "LARGEST_TEXT", 50)
+    too_long = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": ["x" * 51]}}}}
+    chats = [{"title": "Huge", "current_node": "a", "mapping": too_long}, CHATGPT]
+    (tmp_path / "conversations.json").write_text(json.dumps(chats))
+    async with sit_down() as person:
+        await person.does("import_file")
+        await person.answers(str(tmp_path / "conversations.json"))
+        await person.sees("What was not imported", "Huge", "more than 50 characters")
+        await person.presses("escape")
+        await person.sees("a question", "its answer", "Elsewhere")
+    assert names(data_dir) == ["Elsewhere"]
 
 
 async def test_forgetting_needs_a_yes(sit_down, data_dir):

@@ -28,6 +28,10 @@ async def test_a_second_instance_says_so_and_keeps_nothing(sit_down, data_dir):
             await person.misses("two")
             await person.talks("three")
             await person.sees("three", "hello there")
+            await person.does("forget")
+            await person.sees("What was kept of it earlier stays")
+            await person.presses("y")
+            await person.sees("forgotten: three")
         assert [turn.user for turn in first.conversation("a").history()] == ["one"]
     assert [info.name for info in kept_conversations(data_dir)] == ["a"]
 

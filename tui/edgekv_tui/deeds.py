@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from textual.app import SuspendNotSupported
 
-from edgekv import ConversationError, EdgeKVError, read_foreign
+from edgekv import ConversationError, EdgeKVError, TemplateError, read_foreign
 from edgekv.conversation.linefile import read_lines, write_lines
 from edgekv_tui.details import detail_rows, given_up_rows
 from edgekv_tui.editor import edit
@@ -25,6 +25,7 @@ from edgekv_tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
     from edgekv_tui.screens.chat import ChatScreen
+    from edgekv_tui.screens.pages import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,21 +179,28 @@ class Deeds:
         if path:
             path = os.path.expanduser(path)  # noqa: PTH111,ASYNC240  only text
             is_own = await asyncio.to_thread(_starts_with, path, b'{"edgekv_conversation"')
-            name = await (self._import_own(path) if is_own else self._import_foreign(path))
-            await self._screen.show(await self._screen.session.enter(name))
-            await self._screen.refresh_list()
+            refused: list[Row] = []
+            name = await (self._import_own(path) if is_own else self._import_foreign(path, refused))
+            if name is not None:
+                await self._screen.show(await self._screen.session.enter(name))
+                await self._screen.refresh_list()
+            if refused:
+                self._screen.app.push_screen(Page("What was not imported", refused))
 
     async def _import_own(self, path: str) -> str:
         lines = await read_lines(path)
         return await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
 
-    async def _import_foreign(self, path: str) -> str:
-        """All of them, one after the other; the name of the last."""
+    async def _import_foreign(self, path: str, refused: list[Row]) -> str | None:
+        """All that can be, one after the other: the name of the last. What cannot goes to `refused`, and why."""
         chats = await asyncio.to_thread(read_foreign, Path(path))
-        name = ""
+        name = None
         for at, chat in enumerate(chats, 1):
             self._screen.say(f"importing {at} of {len(chats)}: {one_line(chat.title, 40)}")
-            name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
+            try:
+                name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
+            except (ConversationError, TemplateError) as error:  # of this one; another error would be of all
+                refused.append((one_line(chat.title, 30), str(error)))
         return name
 
     async def given_up(self) -> None:
@@ -221,6 +229,8 @@ class Deeds:
         if chat.conversation is None:
             raise ConversationError("nothing was said yet that could be forgotten")
         question = f"Forget {chat.name!r}? Its key is destroyed: nothing of it can be read again."
+        if chat.is_in_memory and not chat.private:
+            question = f"Forget {chat.name!r} of this run? What was kept of it earlier stays on disk."
         if await self._screen.app.push_screen_wait(Confirm(question)):
             await self._screen.session.forget(chat)
             await self._screen.show(self._screen.session.draft(private=chat.private))

@@ -11,14 +11,14 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from edgekv import ConversationError, Runtime, StoreError
+from edgekv import ConversationError, ConversationInfo, Runtime, StoreError
 from edgekv_tui.answering import Answering
 from edgekv_tui.text import title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from edgekv import Config, Conversation, ConversationInfo, Result, Stream, Turn
+    from edgekv import Config, Conversation, Result, Stream, Turn
 
 
 class OpenChat:
@@ -55,6 +55,11 @@ class OpenChat:
     def is_answering(self) -> bool:
         """Whether an answer is being made."""
         return self.answering is not None and not self.answering.has_ended
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether what is said here is kept nowhere: it is private, or a copy because the disk refuses."""
+        return self.private if self.conversation is None else self.conversation.private
 
     def history(self) -> list[Turn]:
         """The turns of the current branch."""
@@ -186,18 +191,22 @@ class Session:
 
     def answered(self, chat: OpenChat) -> None:
         """`chat` was used now: the list is brought up to date without reading it."""
-        infos = self._infos or []
-        found = next((info for info in infos if info.name == chat.name), None)
-        if found is None or chat.private:
-            self._infos = self._infos if chat.private else None
-        else:
-            found = dataclasses.replace(found, updated=time.time(), num_turns=len(chat.history()))
-            self._infos = [found, *(info for info in infos if info.name != chat.name)]
+        if self._infos is not None and chat.conversation is not None and not chat.is_in_memory:
+            now, infos = time.time(), [info for info in self._infos if info.name != chat.name]
+            found = next((info for info in self._infos if info.name == chat.name), None)
+            found = found or ConversationInfo(chat.name, self.model_name, 0, created=now, updated=now)
+            found = dataclasses.replace(found, updated=now, num_turns=len(chat.conversation.turns()))
+            self._infos = [found, *infos]
         self.on_change()
 
-    def drafts_and_private(self) -> list[OpenChat]:
-        """Private conversations of this run, newest first."""
-        return [chat for (_, private), chat in reversed(self._chats.items()) if private]
+    def in_memory(self) -> list[OpenChat]:
+        """Conversations of this run that are not kept, newest first: private ones, and all where nothing can be."""
+        kept = {info.name for info in self._infos or ()}
+        return [
+            chat
+            for chat in reversed(self._chats.values())
+            if chat.private or (chat.is_in_memory and chat.name not in kept)
+        ]
 
     def num_answers(self, name: str) -> int:
         """How many answers the kept conversation `name` got in this run."""
@@ -220,7 +229,7 @@ class Session:
     def create(self, title: str, *, private: bool) -> Conversation:
         """A new conversation called `title`, or `title 2` and so on where that is taken (in a thread)."""
         runtime = self.runtime
-        taken = {name for name, _ in self._chats} | {info.name for info in runtime.conversations()}
+        taken = {name for name, _ in self._chats} | set(runtime.names())
         name, number = title, 1
         while name in taken:
             number += 1
@@ -246,8 +255,7 @@ class Session:
         if chat.answering is not None:
             chat.answering.stop()
         await chat.wait()
-        private = chat.conversation is not None and chat.conversation.private
-        await asyncio.to_thread(self.runtime.forget, chat.name, private=private)
+        await asyncio.to_thread(self.runtime.forget, chat.name, private=chat.is_in_memory)
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:

@@ -49,6 +49,23 @@ class TurnRow(NamedTuple):
     created: float
 
 
+class DamagedConversation(NamedTuple):
+    """A conversation whose own record cannot be read; the columns are as found, not verified."""
+
+    id: int
+    sequence_id: bytes
+    num_turns: int
+    created: float
+
+
+class DamagedTurn(NamedTuple):
+    """A turn that cannot be read; `parent` and `created` are as found, not verified."""
+
+    id: int
+    parent: int | None
+    created: float
+
+
 class RawConversation(NamedTuple):
     """The columns as they lie in the file; nothing of it is believed before it was opened."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from edgekv_storage.errors import (
     Locked,
@@ -25,6 +25,8 @@ from edgekv_storage.errors import (
 from edgekv_storage.looking import Standing, has_journal
 from edgekv_storage.transcripts.rows import (
     ConversationRow,
+    DamagedConversation,
+    DamagedTurn,
     RawConversation,
     RawTurn,
     TurnRow,
@@ -39,7 +41,7 @@ from edgekv_storage.transcripts.transcriptfile import connect, mend_index, trans
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -52,23 +54,6 @@ _CONVERSATION = (
 )
 _OF_CONVERSATION = " WHERE conversation = ? ORDER BY id"
 _TURN = "SELECT id, conversation, parent, created, CAST(content AS BLOB) FROM turns"
-
-
-class DamagedConversation(NamedTuple):
-    """A conversation whose own record cannot be read; the columns are as found, not verified."""
-
-    id: int
-    sequence_id: bytes
-    num_turns: int
-    created: float
-
-
-class DamagedTurn(NamedTuple):
-    """A turn that cannot be read; `parent` and `created` are as found, not verified."""
-
-    id: int
-    parent: int | None
-    created: float
 
 
 class Transcripts:
@@ -156,11 +141,6 @@ class Transcripts:
             self._require_free(db, name, row.id)
             self._put(db, row._replace(name=name))
 
-    def set_meta(self, conversation_id: int, meta: bytes) -> None:
-        """Replaces the conversation's own blob."""
-        with self._writing() as db:
-            self._put(db, self._get(db, conversation_id)._replace(meta=meta))
-
     def set_head(self, conversation_id: int, turn_id: int | None) -> None:
         """Makes the conversation go on from another turn of its own."""
         with self._writing() as db:
@@ -204,15 +184,25 @@ class Transcripts:
         self, conversation_id: int, parent_turn: int | None, blob: bytes, *, head: bool = True
     ) -> int:
         """Adds a turn and returns its id, durably; with `head` the conversation goes on from it."""
+        return self.append_turns(conversation_id, parent_turn, [blob], head=head)[0]
+
+    def append_turns(
+        self, conversation_id: int, parent_turn: int | None, blobs: Sequence[bytes], *, head: bool = True
+    ) -> list[int]:
+        """Adds turns, each behind the one before, and returns their ids: all of them durably, or none."""
         with self._writing() as db:
             row = self._get(db, conversation_id)
             if parent_turn is not None:
                 _turn_of(db, parent_turn, conversation_id)
-            turn = TurnRow(_next_id(db, "turns"), conversation_id, parent_turn, bytes(blob), time.time())
-            raw = seal_turn(seal_of(self._keys, row.sequence_id), turn, row.sequence_id)
-            db.execute("INSERT INTO turns VALUES (?,?,?,?,?)", raw)
-            self._put(db, row._replace(num_turns=row.num_turns + 1, head=turn.id if head else row.head))
-            return turn.id
+            seal, ids = seal_of(self._keys, row.sequence_id), list[int]()
+            for blob in blobs:
+                turn = TurnRow(_next_id(db, "turns"), conversation_id, parent_turn, bytes(blob), time.time())
+                db.execute("INSERT INTO turns VALUES (?,?,?,?,?)", seal_turn(seal, turn, row.sequence_id))
+                ids.append(turn.id)
+                parent_turn = turn.id
+            last = parent_turn if head else row.head
+            self._put(db, row._replace(num_turns=row.num_turns + len(ids), head=last))
+            return ids
 
     def update_turn(self, turn_id: int, blob: bytes) -> None:
         """Replaces a turn's blob (a partial answer that went on); durable when it returns."""

@@ -163,7 +163,7 @@ class ChatScreen(Screen[None]):
             self.say(str(error), is_alert=True)
             return
         current = (self.chat.name, self.chat.private)
-        self.query_one(ChatList).show(infos, self.session.drafts_and_private(), current)
+        self.query_one(ChatList).show(infos, self.session.in_memory(), current)
 
     @on(Prompt.Submitted)
     async def _send(self, message: Prompt.Submitted) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ChatList(OptionList):
-    """Private conversations of this run, then the kept ones, last used first."""
+    """Conversations of this run that are in memory only, then the kept ones, last used first."""
 
     class Picked(Message):
         """A person picked the conversation `name`."""
@@ -35,15 +35,16 @@ class ChatList(OptionList):
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's word
         super().__init__(id=id, markup=False, compact=True)
         self._rows: list[tuple[str, bool]] = []
-        self._shown: list[Text] | None = None
 
     def show(
-        self, infos: Sequence[ConversationInfo], private: Sequence[OpenChat], current: tuple[str, bool]
+        self, infos: Sequence[ConversationInfo], in_memory: Sequence[OpenChat], current: tuple[str, bool]
     ) -> None:
         """All there are; `current` is marked."""
         now = time.time()
-        self._rows = [(chat.name, True) for chat in private] + [(info.name, False) for info in infos]
-        marks = ["private"] * len(private) + [_mark(info, now) for info in infos]
+        self._rows = [(chat.name, chat.private) for chat in in_memory]
+        self._rows += [(info.name, False) for info in infos]
+        marks = ["private" if chat.private else "not kept" for chat in in_memory]
+        marks += [_mark(info, now) for info in infos]
         highlighted = self.highlighted
         self.clear_options()
         for row, mark in zip(self._rows, marks, strict=True):
