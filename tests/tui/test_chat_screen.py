@@ -211,4 +211,3 @@ async def test_an_answer_reads_nothing_of_other_conversations(sit_down, monkeypa
             await person.presses("ctrl+n")
             await person.talks("second")
             await person.until(lambda: [info.name for info in person.app.session._infos] == ["second", "one"])
-            await person.sees("2 chats")
