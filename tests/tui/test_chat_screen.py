@@ -209,5 +209,6 @@ async def test_an_answer_reads_nothing_of_other_conversations(sit_down, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(Runtime, "conversations", None)  # opens them all
             await person.presses("ctrl+n")
+            await person.until(lambda: not person.history())
             await person.talks("second")
             await person.until(lambda: [info.name for info in person.app.session._infos] == ["second", "one"])
