@@ -1,20 +1,22 @@
-"""What is asked of the engine for one answer, and who runs it: shared by all that generate.
+"""What is asked of the engine for one answer, who runs it, and what goes along: shared by all that generate.
 
-Knows options and limits; nothing of turns or texts.
+Knows options, limits and notices; nothing of turns or texts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Protocol
 
-from edgekv.engine.request import MAX_CONTEXT_TOKENS, Sampling
+from edgekv.conversation.stream import CancelToken, Generation
+from edgekv.engine.request import MAX_CONTEXT_TOKENS, Request, Sampling
 from edgekv.errors import ContextOverflow
+from edgekv.events import Notice, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from edgekv.config import Config
-    from edgekv.conversation.stream import Generation
     from edgekv.engine.request import Expect
 
 
@@ -40,6 +42,41 @@ class Executor(Protocol):
     def take_notices(self) -> list[str]:
         """What has to be said once and was not said yet."""
         ...
+
+
+def ask(
+    request: Request,
+    config: Config,
+    executor: Executor,
+    *,
+    token: CancelToken | None,
+    commit: Callable[[Result], Result],
+    prepare: Callable[[], Iterable[str]] = tuple,
+) -> Generation:
+    """Enqueue a request; call `queued()` of what is returned once whoever asks can be cancelled.
+
+    `prepare` runs when a place in the queue is certain and says what a person should know; `commit` keeps the
+    answer in the engine's thread. What was said goes before the notices of the answer. Raises Busy or Closed, and
+    then nothing was prepared or said.
+    """
+    told: list[str] = []
+
+    def settle(result: Result) -> Result:
+        if result.finish_reason == "length" and len(result.token_ids) < config.max_tokens:
+            result = dataclasses.replace(result, finish_reason="context")
+        result = commit(result)
+        return dataclasses.replace(result, notices=(*told, *result.notices))
+
+    generation = Generation(request, settle, timeout=config.timeout, token=token)
+
+    def begin() -> None:
+        for say in (executor.take_notices, prepare):
+            for message in say():
+                told.append(message)
+                generation.mailbox.put(Notice(message))
+
+    executor.submit(generation, begin)
+    return generation
 
 
 def room_for(num_tokens: int, config: Config, window: int) -> int:

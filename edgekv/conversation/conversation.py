@@ -13,7 +13,7 @@ from array import array
 from typing import TYPE_CHECKING, Unpack
 
 from edgekv.config import ANSWER_FIELDS
-from edgekv.conversation.asking import room_for, sampling_of
+from edgekv.conversation.asking import ask, room_for, sampling_of
 from edgekv.conversation.dialogue import Dialogue, known_part
 from edgekv.conversation.markdown import markdown_lines
 from edgekv.conversation.render import exchange_turns, render_turn, trim_to_text
@@ -21,7 +21,6 @@ from edgekv.conversation.stream import CancelToken, Generation, Stream
 from edgekv.conversation.turns import Branch, Turn, TurnTree, answered
 from edgekv.engine.request import Request, Sampling
 from edgekv.errors import Busy, ConfigError, ConversationError, StoreError
-from edgekv.events import Notice, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from edgekv.conversation.journal import Identity, Journal
     from edgekv.conversation.render import FrontLike
     from edgekv.engine.request import Expect
+    from edgekv.events import Result
 
 
 class Conversation:
@@ -246,17 +246,14 @@ class Conversation:
             if isinstance(text, Dialogue):
                 parent, text = self._go_along(text), text.question
             new, request = self._prepare(text, parent, config, submitted_at)
-            told: list[str] = []
-            generation = Generation(
+            generation = ask(
                 request,
-                lambda result: self._commit(new, config, result, told),
-                timeout=config.timeout,
+                config,
+                self._executor,
                 token=cancel,
+                commit=lambda result: self._commit(new, result),
+                prepare=lambda: self._keep(new),
             )
-            told += self._executor.take_notices()
-            for message in told:
-                generation.mailbox.put(Notice(message))
-            self._executor.submit(generation, lambda: self._keep(new, generation, told))
             self._active = generation
             stream = Stream(generation)
         generation.queued()
@@ -308,49 +305,42 @@ class Conversation:
         )
         return turn, request
 
-    def _keep(self, turn: Turn, generation: Generation, told: list[str]) -> None:
-        """Add the turn to the tree and the journal; a refusing disk is reported, the chat goes on."""
+    def _keep(self, turn: Turn) -> list[str]:
+        """Add the turn to the tree and the journal; a refusing disk is told, the chat goes on."""
         self._tree.put(turn)
         self._tree.head = turn.id
-        message = self._save(turn.id)
-        if message is not None:
-            told.append(message)
-            generation.mailbox.put(Notice(message))
+        return self._save(turn.id)
 
-    def _commit(self, turn: Turn, config: Config, result: Result, told: list[str]) -> Result:
+    def _commit(self, turn: Turn, result: Result) -> Result:
         """Put the answer into the tree and the journal (engine thread); returns what the caller is told."""
         tokenizer = self._front.tokenizer
         ids = array("i", result.token_ids)
         if not ids and result.text:  # the engine failed and took the ids with it; the text was seen
             ids = array("i", tokenizer.encode_pieces([(result.text, False)]))
         ended = bool(ids) and ids[-1] in tokenizer.end_ids
-        reason = result.finish_reason
-        if reason == "stop" and not ended:  # by a stop string
+        if result.finish_reason == "stop" and not ended:  # by a stop string
             ids = trim_to_text(tokenizer, ids, result.text)
-        if reason == "length" and len(ids) < config.max_tokens:
-            reason = "context"
         with self._lock:
             self._tree.put(
                 answered(
                     turn,
                     text=result.text,
                     token_ids=ids,
-                    finish_reason=reason,
+                    finish_reason=result.finish_reason,
                     exactness=result.exactness,
                     ended=ended,
                 )
             )
-            message = self._save(turn.id)
-        notices = (*told, *result.notices, *(() if message is None else (message,)))
-        return dataclasses.replace(result, finish_reason=reason, notices=notices)
+            told = self._save(turn.id)
+        return dataclasses.replace(result, notices=(*result.notices, *told))
 
-    def _save(self, turn_id: int) -> str | None:
+    def _save(self, turn_id: int) -> list[str]:
         """Journal one turn; returns what to tell the user if the disk refused."""
         try:
             self._journal.save(self._tree.path(turn_id))
         except StoreError as error:
-            return f"this turn is in memory only: {error}"
-        return None
+            return [f"this turn is in memory only: {error}"]
+        return []
 
     def _check_continuable(self) -> None:
         self._executor.check_usable()

@@ -7,7 +7,7 @@ has the same words, so that its stored token ids are used again instead of token
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from edgekv.errors import ConversationError
 
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 SYSTEM_ROLES = ("system", "developer")
 JOINT = "\n\n"
-
-
-class Message(NamedTuple):
-    """One message of a dialogue. `role` is system (or developer), user or assistant."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

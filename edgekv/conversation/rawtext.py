@@ -6,23 +6,20 @@ so that a text which begins like the last one is not read again.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from typing import TYPE_CHECKING, Unpack
 
 from edgekv.config import ANSWER_FIELDS
-from edgekv.conversation.asking import room_for, sampling_of
+from edgekv.conversation.asking import ask, room_for, sampling_of
 from edgekv.conversation.library import SEQUENCE_ID_BYTES
-from edgekv.conversation.stream import CancelToken, Generation, Stream
+from edgekv.conversation.stream import CancelToken, Stream
 from edgekv.engine.request import Request
-from edgekv.events import Notice
 
 if TYPE_CHECKING:
     from edgekv.config import AnswerOptions, Config
     from edgekv.conversation.asking import Executor
     from edgekv.conversation.render import FrontLike
-    from edgekv.events import Result
 
 
 class RawText:
@@ -59,18 +56,7 @@ class RawText:
             stop_ids=self._front.tokenizer.end_ids,
             submitted_at=submitted_at,
         )
-        told = self._executor.take_notices()
-
-        def told_too(result: Result) -> Result:
-            reason = result.finish_reason
-            if reason == "length" and len(result.token_ids) < config.max_tokens:
-                reason = "context"
-            return dataclasses.replace(result, finish_reason=reason, notices=(*told, *result.notices))
-
-        generation = Generation(request, told_too, timeout=config.timeout, token=cancel)
-        for message in told:
-            generation.mailbox.put(Notice(message))
-        self._executor.submit(generation, lambda: None)
+        generation = ask(request, config, self._executor, token=cancel, commit=lambda result: result)
         stream = Stream(generation)
         generation.queued()
         return stream

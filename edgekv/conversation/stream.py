@@ -156,6 +156,8 @@ class Generation:
         """Called once it is in the queue: from now on the token may stop it."""
         if self._token is not None:
             self._token.subscribe(self.cancel)
+            if self.finished:  # before there was anything to unsubscribe
+                self._token.unsubscribe(self.cancel)
 
     def cancel(self) -> None:
         """Stop within one prefill block or one token; at once while it waits in the queue."""

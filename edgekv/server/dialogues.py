@@ -20,7 +20,7 @@ MOST_BRANCHES = 200
 """A conversation remembers the text of all its branches; one with more of them begins anew."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lent:
     """A conversation, and the texts of the dialogue that it holds the KV of."""
 
@@ -43,11 +43,16 @@ class Dialogues:
         """The conversation to answer `messages` with; give it back."""
         texts = [text for _, text in messages]
         with self._lock:
-            good = [lent for lent in self._idle if self._is_worth_it(lent, texts, system)]
-            if good:
-                best = max(good, key=lambda lent: shared_characters(lent.texts, texts))
-                self._idle.remove(best)
-                return best
+            idle = [(lent, lent.texts) for lent in self._idle]
+        # Without the lock: texts may be long, and `give_back` is called by the loop that serves everybody.
+        worth = [(self._shared(lent, held, texts, system), lent, held) for lent, held in idle]
+        for shared, lent, held in sorted(worth, key=lambda one: one[0], reverse=True):
+            if not shared:
+                break
+            with self._lock:
+                if lent in self._idle and lent.texts is held:  # nobody took it meanwhile
+                    self._idle.remove(lent)
+                    return lent
         return Lent(self._runtime.conversation(private=True, system=system))
 
     def give_back(self, lent: Lent, texts: list[str] | None) -> bool:
@@ -70,12 +75,12 @@ class Dialogues:
                 one = self._old.pop()
             self._runtime.forget(one.conversation.name, private=True)
 
-    def _is_worth_it(self, lent: Lent, texts: list[str], system: str | None) -> bool:
-        """Whether it shares more with the request than it would lose: what it holds behind that is dropped."""
+    def _shared(self, lent: Lent, held: list[str], texts: list[str], system: str | None) -> int:
+        """Characters it shares with the request; 0 where it would lose more, as what is behind them is dropped."""
         if (system or self._runtime.config.system) != lent.conversation.system:
-            return False
-        shared = shared_characters(lent.texts, texts)
-        return 2 * shared > sum(map(len, lent.texts))
+            return 0
+        shared = shared_characters(held, texts)
+        return shared if 2 * shared > sum(map(len, held)) else 0
 
 
 def shared_characters(held: Sequence[str], asked: Sequence[str]) -> int:
@@ -85,8 +90,17 @@ def shared_characters(held: Sequence[str], asked: Sequence[str]) -> int:
         if one == other or one.strip() == other.strip():
             shared += len(one)
             continue
-        common = next(
-            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-        )
-        return shared + common
+        return shared + _common(one, other)
     return shared
+
+
+def _common(one: str, other: str) -> int:
+    """How many first characters are the same, found by halves: letter by letter takes seconds for long texts."""
+    same, differs = 0, min(len(one), len(other)) + 1
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            differs = middle
+    return same

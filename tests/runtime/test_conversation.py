@@ -299,6 +299,41 @@ def test_a_full_disk_is_reported_and_the_chat_goes_on(open_runtime, monkeypatch)
     assert [(t.user, t.answer) for t in again] == [("one", "hello there"), ("two", "hello there")]
 
 
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_what_has_to_be_said_is_not_lost_when_there_is_no_room(open_runtime, is_raw):
+    """Guards notices: they were taken for a request that was refused as Busy, and nobody ever saw them."""
+    factory = FakeFactory()
+    runtime = open_runtime(factory, queue_size=1)
+    factory.engine.hold.clear()
+    running = runtime.conversation("a").stream("x")
+    assert factory.engine.started.wait(10)
+    waiting = runtime.conversation("b").stream("x")
+    runtime._worker.add_notice("look here")
+    chat = runtime.conversation("c")
+
+    def begin():
+        return runtime.stream_text("x") if is_raw else chat.stream("x")
+
+    with pytest.raises(Busy, match="queue_size"):
+        begin()
+    factory.engine.hold.set()
+    for stream in (running, waiting):
+        stream.result()
+    events = list(begin())
+    assert Notice("look here") in events
+    assert events[-1].result.notices == ("look here",)
+
+
+def test_a_token_forgets_answers_that_ended_before_it_knew_them(open_runtime):
+    """Guards long-lived tokens: an answer that ended at once was kept in them for ever."""
+    token = CancelToken()
+    runtime = open_runtime()
+    generation = runtime.conversation("a").stream("x", cancel=token)._generation
+    generation.wait()
+    generation.queued()  # as if the engine had been that fast
+    assert token._callbacks == []
+
+
 def test_bad_options_are_refused_before_anything_happens(open_runtime):
     """Guards send(..., temprature=1)."""
     chat = open_runtime().conversation("a")

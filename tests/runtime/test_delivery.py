@@ -112,5 +112,7 @@ def test_a_time_limit_holds_in_the_queue_too(open_runtime):
     assert running.result().text == "hello there"
     runtime.conversation("b").stream("hi", timeout=1000).deliver(handle)
     runtime.conversation("c").send("hi")
+    deadline = time.monotonic() + 10
     while threading.active_count() > before:
+        assert time.monotonic() < deadline, "the timer's thread is still there"
         time.sleep(0.002)

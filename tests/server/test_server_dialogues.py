@@ -1,0 +1,78 @@
+"""Which conversation a request is lent, and what finding it costs."""
+
+import threading
+import time
+
+import pytest
+from fakes import FakeFactory
+
+from edgekv import Runtime
+from edgekv.server import dialogues
+from edgekv.server.dialogues import Dialogues, shared_characters
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "shared"),
+    [
+        ([], ["a"], 0),
+        (["abc"], ["abd"], 2),
+        (["abc"], ["xbc"], 0),
+        (["abc", "long"], ["abc ", "lonely", "x"], 6),
+        (["abc"], ["ab"], 2),
+        (["", "é\U0001f600x"], ["", "é\U0001f600y"], 2),
+    ],
+)
+def test_shared_characters(held, asked, shared):
+    """Guards the search by halves at its edges."""
+    assert shared_characters(held, asked) == shared
+
+
+def test_long_texts_are_compared_quickly():
+    """Guards against comparing letter by letter in Python: 16 MB took seconds for each of 32 dialogues."""
+    one, other = "x" * (16 << 20), "x" * ((16 << 20) - 1) + "y"
+    began = time.thread_time()
+    assert shared_characters([one], [other]) == len(one) - 1
+    assert time.thread_time() - began < 0.5
+
+
+def test_giving_back_does_not_wait_for_who_compares(monkeypatch):
+    """Guards all streams: the loop gives back, and it waited for a lock that was held while texts were compared."""
+    with Runtime(engine_factory=FakeFactory(), durable=False) as runtime:
+        pool = Dialogues(runtime)
+        first, second = (pool.lend([("user", text)], None) for text in ("one", "two"))
+        pool.give_back(first, ["one", "a"])
+        begun, may_end = threading.Event(), threading.Event()
+
+        def slow(held, asked):
+            begun.set()
+            assert may_end.wait(10)
+            return shared_characters(held, asked)
+
+        monkeypatch.setattr(dialogues, "shared_characters", slow)
+        lent = []
+        thread = threading.Thread(target=lambda: lent.append(pool.lend([("user", "one")], None)))
+        thread.start()
+        assert begun.wait(10)
+        pool.give_back(second, ["two", "b"])
+        may_end.set()
+        thread.join()
+        assert lent == [first]
+
+
+def test_who_was_taken_meanwhile_is_not_lent_twice(monkeypatch):
+    """Guards one conversation for two requests, now that texts are compared without the lock."""
+    with Runtime(engine_factory=FakeFactory(), durable=False) as runtime:
+        pool = Dialogues(runtime)
+        first = pool.lend([("user", "one")], None)
+        pool.give_back(first, ["one", "a"])
+        taken = []
+
+        def taking(held, asked):
+            if not taken:
+                taken.append(None)
+                taken.append(pool.lend([("user", "one")], None))
+            return shared_characters(held, asked)
+
+        monkeypatch.setattr(dialogues, "shared_characters", taking)
+        assert pool.lend([("user", "one")], None) is not first
+        assert taken[1] is first
