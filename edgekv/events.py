@@ -60,10 +60,11 @@ class AttentionUse:
     `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the full attention's softmax
     mass that fell on them, measured on a sample of the steps (None where nothing was sampled).
     `device_bytes_read`, `host_bytes_read`: leaves attended, by the pool they lay in (of decode passes one in 16 is
-    looked at and stands for those up to the next). `disk_bytes_read`: leaves
-    brought from disk, those read ahead included. `promoted_bytes`: leaves that a step selected and had to wait for.
-    `prefetch_precision`: share of the leaves read ahead that were selected before they gave way; `prefetch_recall`:
-    share of the selected leaves that were away which had been read ahead. None where nothing was.
+    looked at and stands for those up to the next). `promoted_bytes`: leaves that a step selected and had to wait
+    for, `disk_bytes_read`: those of them that came from disk. What was brought is kept for the steps to come, which
+    choose alike, and nothing else is foretold: `prefetch_precision` is the share of the leaves brought that a later
+    step of the call used (those of its last steps lower it), `prefetch_recall` the share of the leaves needed, of
+    those that no whole column in memory holds, that an earlier step had brought. None where there were none.
     `most_read`: which 16 tokens of the past were selected most, by their first position, and the share of layers
     and steps that read them, of a sample; the first and the last tokens, which are always read, left out.
     """

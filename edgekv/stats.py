@@ -19,9 +19,9 @@ MoveKind = Literal["demoted", "dropped", "evicted"]
 class Move:
     """KV that went from one tier to another.
 
-    `at` is seconds since 1970; `kind`: demoted (device to host), dropped (the host's copy; it is on disk), or
-    evicted (the last copy: its tokens are computed again when needed). `name` is the conversation's, None for
-    one that is not open.
+    `at` is seconds since 1970; `kind`: demoted (off the device; a copy lies below), dropped (the host's copy; it is
+    on disk), or evicted (the last copy: its tokens are computed again when needed). `name` is the conversation's,
+    None for one that is not open.
     """
 
     at: float

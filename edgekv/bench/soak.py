@@ -97,7 +97,7 @@ class _Watch:
     def look(self, runtime: Runtime, counts: Counts) -> None:
         """Raises EdgeKVError when a limit was passed."""
         use = runtime.stats().cache
-        files = sum(path.stat().st_size for path in self._data_dir.glob("seg-*.kv"))
+        files = sum(_size(path) for path in self._data_dir.glob("seg-*.kv"))
         now = {
             "device": use.device_peak_bytes,
             "host": use.host_peak_bytes,
@@ -139,6 +139,14 @@ def _runtime(setting: Setting, data_dir: Path) -> Runtime:
         raise EdgeKVError(f"nothing can be kept on disk: {reason}; choose --data-dir")
     engine_of(runtime)
     return runtime
+
+
+def _size(segment: Path) -> int:
+    """Its bytes; 0 once the store's own thread has removed it."""
+    try:
+        return segment.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _tokens(setting: Setting, num_bytes: int) -> int:

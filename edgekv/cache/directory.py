@@ -25,6 +25,7 @@ class Directory:
         self.num_columns = 0
         self.version = 0  # changes whenever a slot or the number of columns does: plans are cached by it
         self.places: list[Any] = []
+        self._counted: tuple[tuple[int, bool], int] | None = None  # `num_away` of (version, in_place)
         self._device = np.full((num_layers, 64), ABSENT, dtype=np.int32)
         self._host = np.full((num_layers, 64), ABSENT, dtype=np.int32)
 
@@ -60,13 +61,15 @@ class Directory:
 
     def put_device(self, columns: NDArray[np.intp], slots: NDArray[np.int32]) -> None:
         """Record device slots `[num_layers, len(columns)]`."""
-        self._device[:, columns] = slots
-        self.version += 1
+        if len(columns):
+            self._device[:, columns] = slots
+            self.version += 1
 
     def put_host(self, columns: NDArray[np.intp], slots: NDArray[np.int32]) -> None:
         """Record host slots `[num_layers, len(columns)]`."""
-        self._host[:, columns] = slots
-        self.version += 1
+        if len(columns):
+            self._host[:, columns] = slots
+            self.version += 1
 
     def on_device(self) -> NDArray[np.intp]:
         """Columns with a device copy, ascending."""
@@ -75,6 +78,16 @@ class Directory:
     def on_host(self) -> NDArray[np.intp]:
         """Columns with a host copy, ascending."""
         return np.flatnonzero(self.host[0] != ABSENT)
+
+    def num_away(self, *, in_place: bool) -> int:
+        """Columns that are not on the device, nor (`in_place`) on the host. Asked before every pass: remembered."""
+        now = (self.version, in_place)
+        if self._counted is None or self._counted[0] != now:
+            away = self.device[0] == ABSENT
+            if in_place:
+                away &= self.host[0] == ABSENT
+            self._counted = now, int(away.sum())
+        return self._counted[1]
 
     def letters(self) -> str:
         """D device, H host, S disk, - nowhere: the highest tier of each column. Any thread: a moment's picture."""

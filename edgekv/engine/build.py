@@ -192,7 +192,9 @@ def selected_attention(
     selector = make_selector(config.selection, model.front) if selector is None else selector
     decode = Budget.of(config.budget, config.window or config.budget // 8)
     prefill = Budget.of(config.prefill_budget, config.window or config.prefill_budget * 2 // 3)
-    return SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)
+    made = SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)
+    residency.worth_of = made.worth_of
+    return made
 
 
 def prefill_cost(config: ModelConfig) -> PrefillCost:

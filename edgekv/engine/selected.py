@@ -24,6 +24,8 @@ from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgekv.cache.sequence import Sequence
     from edgekv.engine.positions import VirtualLayout
     from edgekv.models.decoder import Attend
@@ -142,6 +144,8 @@ class SelectedAttention:
             device_bytes_read=num_on_device * leaf_bytes,
             disk_bytes_read=brought.num_read * leaf_bytes,
             promoted_bytes=brought.num_missed * leaf_bytes,
+            prefetch_precision=brought.precision,
+            prefetch_recall=brought.recall,
             most_read=tally.most_read(),
         )
 
@@ -149,6 +153,18 @@ class SelectedAttention:
     def window_columns(self) -> int:
         """Columns at the end that every pass reads."""
         return self._decode.window_columns
+
+    def worth_of(self, sequence: Sequence) -> NDArray[np.float32]:
+        """Attention that the first columns of `sequence` have had, the sink's without end; empty where the method
+        keeps no account of it.
+        """
+        worth = None
+        with asking(self._selector):
+            if sequence is self._owner and sequence.num_cuts == self._num_cuts:
+                worth = self._selector.worth()
+            scores = np.empty(0, np.float32) if worth is None else worth.numpy().astype(np.float32)
+        scores[:SINK_COLUMNS] = np.inf
+        return scores
 
     def reads_all(self, start: int, count: int) -> bool:
         """Whether a pass over `count` tokens from `start` on attends to everything, at its true distance."""

@@ -7,6 +7,7 @@ nothing). Knows bytes and how many columns there are; neither how they are score
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgekv.cache.leaf import NODE_COLUMNS
 from edgekv.cache.ledger import Tier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -91,9 +92,25 @@ class Abstracts:
         total = self.num_columns + num_columns
         return self._ledger.reserve(Tier.HOST, self.bytes_of(total) - self.bytes_of(self.num_columns))
 
-    def unreserve(self, num_columns: int) -> None:
-        """Give back what was reserved up to `num_columns` columns and not used."""
-        self._ledger.release(Tier.HOST, self.bytes_of(num_columns) - self.bytes_of(self.num_columns))
+    @contextmanager
+    def all_or_none(self, num_columns: int) -> Iterator[None]:
+        """While columns up to `num_columns`, which are reserved, are added: if that fails they go again, as some of
+        their nodes may not have been made.
+        """
+        first = self.num_columns
+        try:
+            yield
+        except BaseException:
+            self._ledger.release(Tier.HOST, self.bytes_of(num_columns) - self.bytes_of(self.num_columns))
+            self.shorten(first)
+            raise
+
+    def can_extend(self, num_columns: int) -> bool:
+        """Whether nodes up to `num_columns` columns need no keys of earlier columns that are not here."""
+        if num_columns // NODE_COLUMNS == self.num_columns // NODE_COLUMNS:
+            return True
+        first = self.num_columns // NODE_COLUMNS * NODE_COLUMNS
+        return not self._absent[:, first : self.num_columns].any()
 
     def extend(self, pool: torch.Tensor, slots: NDArray[np.int32]) -> None:
         """Add the columns that lie in `slots` `[num_layers, n]` of `pool`, after `reserve(n)`."""

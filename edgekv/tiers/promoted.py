@@ -27,10 +27,25 @@ _SPARE = 16  # one of so many is given up at once: finding the oldest costs the 
 
 @dataclass(slots=True)
 class Brought:
-    """Leaves: `num_read` from disk, `num_missed` because a step waited for them."""
+    """Leaves: `num_read` from disk, `num_missed` because a step waited for them; of these a later step found
+    `num_useful` still there. `num_found`: that steps needed and earlier steps had brought, each step's anew.
+    """
 
     num_read: int = 0
     num_missed: int = 0
+    num_useful: int = 0
+    num_found: int = 0
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the leaves brought that a later step used; None where none was."""
+        return self.num_useful / self.num_missed if self.num_missed else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the leaves needed, of those away from memory, that had been brought before; None without any."""
+        needed = self.num_found + self.num_missed
+        return self.num_found / needed if needed else None
 
 
 class PromotedLeaves:
@@ -43,9 +58,12 @@ class PromotedLeaves:
         self._layer_of = np.zeros(num_slots, np.int32)
         self._column_of = np.zeros(num_slots, np.int32)
         self._used = np.zeros(num_slots, np.int64)
+        self._is_new = np.zeros(
+            num_slots, np.bool_
+        )  # brought since `take_use`, and not used by another step yet
         self._owned = np.empty(0, np.int32)
         self._free: list[int] = []
-        self._now = 0
+        self._now = self._begun = 0  # `_used` is above `_begun` once the pass that runs has used a leaf
         self._sequence: Sequence | None = None
         self._version = -1
         self._promoted = np.full((0, 0), ABSENT, np.int32)  # [num_layers, columns] slots of the tier
@@ -84,6 +102,7 @@ class PromotedLeaves:
     def take_use(self) -> Brought:
         """What was brought up since the last call."""
         brought, self._brought = self._brought, Brought()
+        self._is_new[:] = False
         return brought
 
     @property
@@ -140,6 +159,7 @@ class PromotedLeaves:
     def begin_pass(self, sequence: Sequence) -> torch.Tensor:
         """Slots in the arena that attention reads, int32 `[num_layers, columns]`, ABSENT where a leaf is away."""
         assert sequence is self._sequence, "opened for another sequence"
+        self._begun = self._now
         directory = sequence.directory
         if self._version != directory.version:
             missing = directory.num_columns - self._promoted.shape[1]
@@ -165,14 +185,20 @@ class PromotedLeaves:
         assert self._is_current, "room was made while a pass runs: its table of slots is stale"
         self._now += 1
         slots = self._promoted[layer, columns]
-        held = slots[slots != ABSENT]
-        self._used[held] = self._now
+        self._note_used(slots[slots != ABSENT])
 
     def touch_all(self, columns: NDArray[np.int32], attended: NDArray[np.bool_]) -> None:
         """`touch` for all layers of a pass that is through: a row of `columns` each, those that are `attended`."""
         self._now += 1
         slots = np.take_along_axis(self._promoted, np.where(attended, columns, 0), axis=1)
-        self._used[slots[attended & (slots != ABSENT)]] = self._now
+        self._note_used(slots[attended & (slots != ABSENT)])
+
+    def _note_used(self, slots: NDArray[np.int32]) -> None:
+        found = slots[self._used[slots] <= self._begun]  # else counted in this pass, or brought in it
+        self._brought.num_found += len(found)
+        self._brought.num_useful += int(self._is_new[found].sum())
+        self._is_new[found] = False
+        self._used[slots] = self._now
 
     def bring(self, layer: int, columns: NDArray[np.int32]) -> None:
         """Bring leaves up and wait for them.
@@ -216,6 +242,7 @@ class PromotedLeaves:
         slots = np.array([self._free.pop() for _ in range(len(columns))], np.int32)
         slots.sort()
         self._layer_of[slots], self._column_of[slots], self._used[slots] = layer, columns, self._now
+        self._is_new[slots] = True
         self._promoted[layer, columns] = slots
         self.where[layer, columns] = slots + self.tier.first_slot
         return slots
@@ -235,4 +262,5 @@ class PromotedLeaves:
         mine = self.where[layers, columns] == slots + self.tier.first_slot
         self.where[layers[mine], columns[mine]] = ABSENT
         self._promoted[layers, columns] = ABSENT
+        self.is_partial = True
         self._free += slots.tolist()

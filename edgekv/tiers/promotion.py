@@ -38,7 +38,7 @@ class Promotion:
     """Of all warm sequences; engine thread only.
 
     `make_room(num_bytes, owner)` frees that much of the host if it can, `make_device_room(num_slots)` so many slots
-    of the device.
+    of the device; `drop_own(owner, num_slots, why)` so many of the host at the cost of the owner's whole columns.
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class Promotion:
         mover: Mover,
         make_room: Callable[[int, Sequence], None],
         make_device_room: Callable[[int], None],
+        drop_own: Callable[[Sequence, int, str], None],
     ) -> None:
         self._mover = mover
         self._make_device_room = make_device_room
+        self._drop_own = drop_own
         self._make_room = make_room
         self._abstracts: dict[bytes, Abstracts] = {}
         self._floor = 0
@@ -72,7 +74,8 @@ class Promotion:
         abstracts = self.make_abstracts(sequence, num_columns)
         if abstracts is None:
             return None
-        num_away = self._num_away(sequence)
+        directory = sequence.directory
+        num_away = directory.num_away(in_place=self._mover.in_place) * directory.num_layers
         self._floor = min(at_least, num_away)
         tier = self.promoted.tier
         wanted = min(num_slots, num_away, max(self._floor, tier.slots.num_slots // 2))
@@ -87,7 +90,7 @@ class Promotion:
         return abstracts if self.promoted.num_slots >= self._floor else None
 
     def _own_columns_give_way(self, sequence: Sequence, num_slots: int) -> None:
-        """Drop the oldest whole columns from the host as far as `num_slots` promoted leaves want their room.
+        """Drop whole columns from the host as far as `num_slots` promoted leaves want their room.
 
         They are clean copies of what is on disk, and a step reads few leaves of each. Without it slots that were
         taken while little was away stayed all there were: each layer of a long conversation threw out what the next
@@ -95,12 +98,8 @@ class Promotion:
         """
         tier = self.promoted.tier
         missing = num_slots - self.promoted.num_slots - tier.num_free
-        if missing <= 0 or tier is not self._mover.host:
-            return
-        directory = sequence.directory
-        held = directory.on_host()
-        held = held[(held > 0) & (held < sequence.num_written)]
-        self._mover.drop_host(sequence, held[: -(-missing // directory.num_layers)])
+        if missing > 0 and tier is self._mover.host:
+            self._drop_own(sequence, missing, "leaves that were selected need the room")
 
     def _room_for(self, sequence: Sequence, num_slots: int) -> None:
         """As far as it goes. Not asked for more once there are some: these themselves would have to give way."""
@@ -109,13 +108,6 @@ class Promotion:
         else:
             with suppress(CapacityError):
                 self._make_device_room(num_slots)
-
-    def _num_away(self, sequence: Sequence) -> int:
-        directory = sequence.directory
-        away = directory.device[0] == ABSENT
-        if self._mover.in_place:
-            away &= directory.host[0] == ABSENT
-        return int(away.sum()) * directory.num_layers
 
     def sections(self, sequence: Sequence, columns: range) -> dict[int, bytes | Pieces]:
         """What is written beside `columns`; nothing where their abstracts were never made."""
@@ -155,7 +147,8 @@ class Promotion:
                 del self._abstracts[sequence_id]
 
     def make_abstracts_at_hand(self, sequence: Sequence) -> None:
-        """Those of columns that are in memory, as far as the host has room: never at another's cost.
+        """Those of columns that are in memory, as far as the host has room: never at another's cost, and nothing is
+        read.
 
         After a pass, while its columns are on the device; the rest is done when it is needed.
         """
@@ -165,8 +158,9 @@ class Promotion:
         if first == stop or not self._lies_in_memory(sequence, first, stop):
             return
         known = self._of(sequence)
-        if known.reserve(stop - first):
-            self._add(sequence, known, np.arange(first, stop))
+        if known.can_extend(stop) and known.reserve(stop - first):
+            with known.all_or_none(stop):
+                self._add(sequence, known, np.arange(first, stop))
 
     @contextmanager
     def reading_ahead(self, sequence: Sequence) -> Iterator[None]:
@@ -206,11 +200,8 @@ class Promotion:
             columns = np.arange(first, min(num_columns, first + _CHUNK_COLUMNS))
             if not self._reserve(sequence, abstracts, len(columns)):
                 return None
-            try:
+            with abstracts.all_or_none(first + len(columns)):
                 self._add(sequence, abstracts, columns)
-            except BaseException:
-                abstracts.unreserve(first + len(columns))
-                raise
         return abstracts
 
     def _adopt(self, sequence: Sequence, abstracts: Abstracts, num_columns: int) -> bool:
@@ -224,11 +215,8 @@ class Promotion:
         stop = records[-1].stop
         if not self._reserve(sequence, abstracts, stop - first):
             return False
-        try:
+        with abstracts.all_or_none(stop):
             abstracts.adopt(stop, {n: node for record in records for n, node in record.nodes.items()})
-        except BaseException:
-            abstracts.shorten(first)  # some nodes were not made
-            raise
         return True
 
     def _lies_in_memory(self, sequence: Sequence, first: int, stop: int) -> bool:

@@ -16,11 +16,13 @@ from edgekv.cache.expectations import Expectations
 from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
 from edgekv.cache.moves import MoveLog
 from edgekv.errors import CapacityError
-from edgekv.policies.placement import Candidate, Placement
+from edgekv.policies.placement import Candidate, Placement, own_order
 from edgekv.tiers.promotion import Promotion
 from edgekv.tiers.stream import SegmentStream
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
@@ -32,10 +34,14 @@ EXTENT_COLUMNS = 16  # 256 tokens: written together while a long turn goes on
 MAX_EXTENT_COLUMNS = 256  # what one record holds at most, after a time without a disk
 MAX_BLOCK_COLUMNS = 32  # 512 tokens: how long a cancel may have to wait in prefill
 MAX_SEGMENT_SLOTS = 512
+_HOST_FULL = "the host limit was reached"
 
 
 class Residency:
-    """Bookkeeper of all warm sequences; engine thread only."""
+    """Bookkeeper of all warm sequences; engine thread only.
+
+    `worth_of(sequence)`: attention that its first columns have had, where the method of selection keeps account.
+    """
 
     def __init__(self, mover: Mover, placement: Placement) -> None:
         self.mover = mover
@@ -51,7 +57,8 @@ class Residency:
         self.stream = SegmentStream(mover, min(MAX_SEGMENT_SLOTS, max(1, segment)))
         spare = (num_slots - 2 * self.stream.segment_slots) // num_layers - 1
         self.block_columns = max(1, min(MAX_BLOCK_COLUMNS, spare - 1))
-        self.promotion = Promotion(mover, self._make_host_bytes, self._make_room)
+        self.worth_of: Callable[[Sequence], NDArray[np.float32]] = lambda _: np.empty(0, np.float32)
+        self.promotion = Promotion(mover, self._make_host_bytes, self._make_room, self._drop_own)
         assert num_slots >= smallest_device_slots(num_layers)
 
     @property
@@ -144,7 +151,7 @@ class Residency:
             )
         if not reads_all:
             self.stream.close()
-        elif self._must_stream(sequence) and not self.stream.is_open:
+        elif directory.num_away(in_place=self.mover.in_place) and not self.stream.is_open:
             self._open_stream(sequence)
 
     def select_from(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts:
@@ -166,13 +173,6 @@ class Residency:
             self._clear_host(staging, sequence)
         if not self.stream.open():
             raise CapacityError(self._too_small("host"))
-
-    def _must_stream(self, sequence: Sequence) -> bool:
-        directory = sequence.directory
-        away = directory.device[0] == ABSENT
-        if self.mover.in_place:
-            away &= directory.host[0] == ABSENT
-        return bool(away.any())
 
     def flush(self, sequence: Sequence, at_least: int = 1) -> bool:
         """Write full columns that are not on disk yet, if there are `at_least` so many; False when refused.
@@ -268,7 +268,14 @@ class Residency:
         num_layers = self.mover.device.shape.num_layers
         missing = num_slots - self.mover.device.num_free
         candidates = [
-            Candidate(s.id, self._demotable(s), s.last_used, s is self._active, self.expectations.of(s.id))
+            Candidate(
+                s.id,
+                self._demotable(s),
+                s.last_used,
+                is_active=s is self._active,
+                expected=self.expectations.of(s.id),
+                worth=self._worth_of_written(s),
+            )
             for s in self.sequences.values()
             if not (only_idle and s is self._active)
         ]
@@ -293,16 +300,18 @@ class Residency:
             room -= 2 * self.stream.segment_slots  # streaming will need to land on the host
         fits = max(0, room) // sequence.directory.num_layers
         self.mover.demote_to_host(sequence, full[:fits])
-        self.moves.note(sequence.id, "demoted", len(full), "the device limit was reached")
         homeless = full[fits:][sequence.directory.host[0, full[fits:]] == ABSENT]
-        if len(homeless) and homeless.max() >= sequence.num_written and not self.flush(sequence):
-            if sequence is self._active:
+        if len(homeless) and homeless.max() >= sequence.num_written:
+            self.flush(sequence)
+            homeless = homeless[homeless >= sequence.num_written]
+            if len(homeless) and sequence is self._active:
                 raise CapacityError(self._too_small("host"))
-            # It has no disk to go to: evicted from there on, and recomputed when needed.
-            self.moves.note(sequence.id, "evicted", len(homeless), "no tier below has room for it")
-            self.shorten(sequence, int(homeless[homeless >= sequence.num_written].min()) * LEAF_TOKENS)
-            return
+            if len(homeless):  # no disk to go to: evicted from there on, and recomputed when needed
+                first = int(homeless.min())
+                self._evict(sequence, first, "no tier below has room for it")
+                full = full[full < first]
         self.mover.drop_device(sequence, full)
+        self.moves.note(sequence.id, "demoted", len(full), "the device limit was reached")
         if len(full) < len(columns):  # the unfinished column of an idle sequence: recomputed when needed
             self.shorten(sequence, sequence.num_full * LEAF_TOKENS)
 
@@ -318,13 +327,9 @@ class Residency:
             if sequence.durable:
                 self.flush(sequence)
                 held = sequence.directory.on_host()
-                self.mover.drop_host(sequence, held[held < sequence.num_written])
-                self.moves.note(sequence.id, "dropped", len(held), "the host limit was reached")
+                self._drop(sequence, held[held < sequence.num_written], _HOST_FULL)
             elif len(held := sequence.directory.on_host()):
-                self.moves.note(
-                    sequence.id, "evicted", len(held), "the host limit was reached, and it has no disk"
-                )
-                self.shorten(sequence, int(held.min()) * LEAF_TOKENS)
+                self._evict(sequence, int(held.min()), f"{_HOST_FULL}, and it has no disk")
         if host.num_free < num_slots:
             self.promotion.give_way(self._active, num_slots - host.num_free, host)
 
@@ -337,9 +342,30 @@ class Residency:
         self._make_host_room(num_slots)
         missing = num_slots - self.mover.host.num_free
         if missing > 0:
-            held = owner.directory.on_host()
-            clean = held[held < owner.num_written]
-            self.mover.drop_host(owner, clean[: -(-missing // owner.directory.num_layers)])
+            self._drop_own(owner, missing, _HOST_FULL)
+
+    def _drop_own(self, owner: Sequence, num_slots: int, why: str) -> None:
+        """Give up `num_slots` host slots of clean copies, as far as there are any: what `own_order` names first."""
+        held = owner.directory.on_host()
+        clean = held[held < owner.num_written]
+        clean = (
+            np.roll(clean, -1) if len(clean) and clean[0] == 0 else clean
+        )  # every step reads the first column
+        order = own_order(clean, self._worth_of_written(owner))
+        self._drop(owner, order[: -(-num_slots // owner.directory.num_layers)], why)
+
+    def _worth_of_written(self, sequence: Sequence) -> NDArray[np.float32]:
+        """Columns that are not on disk yet have no score: those of a GPU are written in order, through the host."""
+        return self.worth_of(sequence)[: sequence.num_written]
+
+    def _drop(self, sequence: Sequence, columns: NDArray[np.intp], why: str) -> None:
+        self.mover.drop_host(sequence, columns)
+        self.moves.note(sequence.id, "dropped", len(columns), why)
+
+    def _evict(self, sequence: Sequence, first: int, why: str) -> None:
+        """Forget columns from `first` on: nothing below holds them."""
+        self.moves.note(sequence.id, "evicted", sequence.num_full - first, why)
+        self.shorten(sequence, first * LEAF_TOKENS)
 
     def _too_small(self, tier: str) -> str:
         limit = self.mover.device if tier == "device" else self.mover.host

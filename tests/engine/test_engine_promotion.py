@@ -1,9 +1,11 @@
 """Promoted leaves on a tiny model: whom they give way to, what is counted of them, which branch is found again."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from engine_fixtures import Recorder, ask, engine_on
 from gguf_writer import write_tiny_gguf
 
@@ -15,6 +17,8 @@ from edgekv.engine.selected import AttentionTally, SelectedAttention
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.methods import SELECTORS
 from edgekv.tiers import keys_ahead
+from edgekv.tiers.abstracts import Abstracts
+from edgekv.tiers.arrivals import DamagedColumns
 from edgekv.tiers.kept_abstracts import KeptAbstracts
 from edgekv.tiers.promoted import PromotedLeaves
 from edgekv.tiers.promotion import Promotion
@@ -221,6 +225,81 @@ def test_bytes_read_are_told_by_tier(model, stored, monkeypatch):
         assert use.disk_bytes_read >= use.promoted_bytes > 0
         assert use.mean_tokens <= 128
         assert promoted.take_use().num_read == 0, "counted for the next answer too"
+
+
+@pytest.mark.parametrize(
+    "make", [Promotion.make_abstracts_at_hand, lambda p, s: p.make_abstracts(s, s.num_full)]
+)
+@torch.inference_mode()
+def test_a_node_that_could_not_be_made_leaves_nothing_behind(model, stored, monkeypatch, make):
+    """Guards nodes against memory that was never written: the columns counted although their node had failed, and
+    the room stayed taken. What comes after a pass must not read either: its tokens are appended already."""
+    with engine_on(model, stored[0], **SELECTED) as engine:
+        ask(engine, prompt(640), max_tokens=1)
+        residency = engine._residency
+        sequence, known = residency.sequences[SEQUENCE], residency.promotion._abstracts[SEQUENCE]
+        want = known.all_nodes.clone()
+        known.shorten(39)
+        before = engine.cache_use().host_bytes
+        with monkeypatch.context() as patch:
+            patch.setattr(Abstracts, "_make_node", refuse)
+            with pytest.raises(DamagedColumns):
+                make(residency.promotion, sequence)
+        assert (known.num_columns, engine.cache_use().host_bytes) == (39, before)
+        absent = int(np.flatnonzero(~known.absent_in(0)[32:39])[0]) + 32
+        known._absent[0, absent] = True
+        known.num_absent += 1
+        with monkeypatch.context() as patch:
+            patch.setattr(KeptAbstracts, "read_keys", refuse)
+            residency.promotion.make_abstracts_at_hand(sequence)
+        assert (known.num_columns, engine.cache_use().host_bytes) == (39, before)
+        residency.promotion.make_abstracts(sequence, 40)
+        assert (known.all_nodes == want).all()
+
+
+def refuse(*_):
+    raise DamagedColumns(3, 1)
+
+
+def test_what_is_worth_least_leaves_first(model, tmp_path, monkeypatch):
+    """Guards heavy hitters as a score to demote by: the sums were kept and nobody asked for them."""
+    options = {"selection": "heavy", "device_leaves": 60, "host_leaves": 150}
+    with engine_on(model, tmp_path / "d", **SELECTED, **options) as engine:
+        ask(engine, prompt(1200), max_tokens=4)
+        residency = engine._residency
+        sequence = residency.sequences[SEQUENCE]
+        worth = residency.worth_of(sequence)
+        assert worth[0] == np.inf
+        assert len(set(worth[1:60].tolist())) > 50
+        held = sequence.directory.on_host()
+        residency._drop_own(sequence, len(held) // 2 * LAYERS, "because")
+        kept = sequence.directory.on_host()
+        gone = np.setdiff1d(held, kept)
+        assert len(gone)
+        assert worth[gone].max() <= worth[kept[kept < len(worth)]].min()
+        sequence.num_cuts += 1
+        assert not len(residency.worth_of(sequence)), "of what was cut off"
+
+
+def test_a_cut_forgets_what_was_chosen_before(model, stored, tmp_path, monkeypatch):
+    """Guards the candidates that are kept between tokens: behind a cut they were columns of another past."""
+    made = []
+    monkeypatch.setitem(SELECTORS, "cascade", lambda: made.append(Cascade(max_candidates=8)) or made[-1])
+    found = []
+    for by_hand in (False, True):
+        folder = tmp_path / str(by_hand)
+        shutil.copytree(stored[0], folder)
+        with engine_on(model, folder, **SELECTED) as engine:
+            ask(engine, prompt(640), max_tokens=12)
+            assert made[-1]._kept[:, 0].all()
+            if by_hand:
+                with torch.inference_mode():
+                    made[-1].reset()
+            seen = Recorder(engine)
+            result = ask(engine, [*prompt(400), 7], max_tokens=8)
+            assert result.usage.reused_tokens == 400
+            found.append(seen.all())
+    assert same(*found)
 
 
 def test_the_longest_of_several_selected_branches_is_found(model, tmp_path):

@@ -352,6 +352,47 @@ def test_what_moved_and_where_it_lies_is_told(model, tmp_path):
         assert engine.where(b"x" * 16) == ""
 
 
+def test_an_idle_sequence_whose_tail_has_no_room_below_leaves_the_device(model, tmp_path):
+    """Guards the room that was asked for: where the unwritten tail had to be evicted, the columns before it, which
+    are on disk, kept theirs and the next conversation was refused. And what is told of it: each column once.
+    """
+    with engine_on(model, tmp_path / "d", device_leaves=120, host_leaves=30) as engine:
+        ask(engine, prompt(160), max_tokens=1)
+        residency = engine._residency
+        sequence = residency.sequences[b"s" * 16]
+        written = sequence.num_written
+        residency.mover.disk.is_writable = False
+        residency.activate(sequence)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(residency, "flush", lambda *_, **__: False)
+            ask(engine, prompt(480), max_tokens=1)
+            assert sequence.num_written == written == 10
+            residency.activate(None)
+            residency._demote(sequence, sequence.directory.on_device()[::-1])
+        assert len(sequence.directory.on_device()) == 0
+        assert sequence.num_full < 30
+        told = {move.kind: move.num_tokens // 16 for _, move in engine.moves()}
+        assert told["demoted"] == sequence.num_full
+        assert told["evicted"] == 30 - sequence.num_full
+
+
+def test_host_copies_that_are_not_on_disk_are_not_told_to_be_dropped(model, tmp_path):
+    """Guards the list of moves: it told of all the host held, though only what lies on disk was given up."""
+    with engine_on(model, tmp_path / "d", in_place=False, device_leaves=200, host_leaves=200) as engine:
+        ask(engine, prompt(160), max_tokens=1)
+        residency = engine._residency
+        sequence = residency.sequences[b"s" * 16]
+        residency.mover.demote_to_host(sequence, sequence.directory.on_device())
+        sequence.num_written = 4
+        residency._drop_own(sequence, 1000, "because")
+        assert [move.num_tokens for _, move in engine.moves()] == [4 * 16]
+        assert sequence.directory.on_host().tolist() == [4, 5, 6, 7, 8, 9]
+        before = sequence.directory.version
+        residency._drop_own(sequence, 1000, "because")
+        assert sequence.directory.version == before, "tables were made anew for nothing"
+        assert len(engine.moves()) == 1
+
+
 def test_records_of_a_long_turn_begin_with_a_node(model, tmp_path):
     """Guards what a resume reads: low-bit keys lie in pieces of 8 columns of their record, so a record that begins
     inside a node makes it two pieces to read; only what begins a turn may."""

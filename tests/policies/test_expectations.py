@@ -1,9 +1,9 @@
-"""Hints: what they mean, and when they lapse."""
+"""Who gives way: what hints mean and when they lapse, and which of its own columns a sequence gives."""
 
 import numpy as np
 
 from edgekv.cache.expectations import Expectations, Expected
-from edgekv.policies.placement import Candidate, Placement
+from edgekv.policies.placement import Candidate, Placement, own_order
 
 
 def test_hints_lapse_and_are_fulfilled():
@@ -46,3 +46,15 @@ def test_placement_takes_the_done_ones_first():
     ]
     order = [name for name, _ in Placement().victims(candidates, 10)]
     assert order == [b"done", b"old", b"new", b"tool", b"active"]
+
+
+def test_a_sequence_gives_what_was_worth_least():
+    """Guards heavy hitters: of its own columns the oldest left, whatever was attended; the latest, which were never
+    weighed, go last."""
+    worth = np.array([np.inf, 5.0, 1.0, 3.0, 1.0], np.float32)
+    assert own_order(np.arange(7), worth).tolist() == [2, 4, 3, 1, 0, 5, 6]
+    assert own_order(np.array([1, 2, 0]), worth[:0]).tolist() == [1, 2, 0]
+    active = Candidate(b"active", np.array([1, 2, 4]), 9, is_active=True, worth=worth)
+    idle = Candidate(b"idle", np.array([1, 2, 4]), 1, is_active=False, worth=worth)
+    taken = [(name, columns.tolist()) for name, columns in Placement().victims([active, idle], 5)]
+    assert taken == [(b"idle", [4, 2, 1]), (b"active", [2, 4])]

@@ -40,7 +40,7 @@ class Heavy(Selector):
         return step.keep_best(sums)
 
     def worth(self) -> Tensor:
-        """Attention that each column has had, float32 `[num_columns]`, over all layers: a score to demote by."""
+        """See `Selector`: summed over all layers."""
         num_columns = max((len(sums) for sums in self._sums.values()), default=0)
         total = torch.zeros(num_columns)
         for sums in self._sums.values():

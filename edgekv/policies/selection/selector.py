@@ -130,6 +130,12 @@ class Selector(Protocol):
         """
         return None
 
+    def worth(self) -> Tensor | None:
+        """Attention that each column has had so far, float32 `[num_columns]`, of methods that keep account: what is
+        worth least leaves a tier first.
+        """
+        return None
+
     def reset(self) -> None:
         """Forget earlier steps: another sequence, or columns were cut off."""
         ...
