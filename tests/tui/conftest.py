@@ -14,7 +14,7 @@ from edgekv import Config, Runtime, found_models
 from edgekv_tui.app import ChatApp
 from edgekv_tui.session import Session
 
-PATIENCE_S = 5
+PATIENCE_S = 20  # for a machine with a lot else to do; nothing waits longer than it must
 
 
 @pytest.hookimpl(tryfirst=True)

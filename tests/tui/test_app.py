@@ -1,9 +1,14 @@
 """Keys, themes, the palette, models and leaving."""
 
+import os
+import signal
+import threading
+
 import pytest
 from fakes import FakeFactory
 
 from edgekv import ConfigError, ModelLoadError, Runtime
+from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.settings import Settings, read_settings
 
 
@@ -44,8 +49,10 @@ async def test_a_chosen_theme_is_remembered(sit_down, tmp_path):
     path.write_text('# mine\ntheme = "nord"\n[keys]\n"chat.new" = "f9"\n')
     async with sit_down(settings=read_settings(path), settings_file=path) as person:
         assert person.app.theme == "nord"
-        person.app.theme = "ansi-light"
-        await person.pilot.pause()
+        for theme in ("ansi-dark", "nord", "ansi-light"):
+            person.app.theme = theme
+            await person.pilot.pause()
+            assert read_settings(path).theme == theme, "also one that was left and is chosen again"
     assert path.read_text() == '# mine\ntheme = "ansi-light"\n[keys]\n"chat.new" = "f9"\n'
 
 
@@ -105,6 +112,74 @@ async def test_leaving_keeps_the_part_that_was_said(sit_down):
         assert person.app.return_code == 0
     async with sit_down("a") as person:
         await person.sees("word word", "[stopped]")
+
+
+async def test_what_was_begun_outlives_a_new_session_where_it_may(sit_down):
+    """Guards words begun in a private chat: they are not in the kept one that is there once the model is loaded
+    again, where Enter would store them. Nor does an edit become a new message.
+    """
+    async with sit_down("a") as person:
+        prompt = person.app.chat_screen.query_one("#prompt")
+        await person.talks("hi")
+        for begin, shows, kept in (
+            ("ctrl+n", "Nothing was said yet", "begun"),
+            ("ctrl+t", "PRIVATE", ""),
+            ("f2", "editing message 1", ""),
+        ):
+            await person.presses(begin)
+            await person.sees(shows)
+            await person.types("begun")
+            await person.until(lambda: prompt.text.endswith("begun"))
+            chat = person.app.chat_screen.chat
+            await person.does("load_again")
+            await person.until(lambda chat=chat: person.app.chat_screen.chat is not chat)
+            await person.sees("hello there")
+            assert prompt.text == kept
+            prompt.empty()
+
+
+async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
+    """Guards a window that is closed: it may say so twice, somebody may be searching, and KV is being written.
+    Only once it is written may the process end by the clock.
+    """
+    is_searching, may_go_on, left = threading.Event(), threading.Event(), []
+    read = SearchKeeper._read
+
+    def slow_read(*what):
+        is_searching.set()
+        may_go_on.wait(10)
+        read(*what)
+
+    async with sit_down("a") as person:
+        await person.talks("hi")
+        monkeypatch.setattr(SearchKeeper, "_read", slow_read)
+        close = person.app.session.runtime.close
+        person.app.session.runtime.close = lambda: (may_go_on.wait(10), close())
+        person.app.on_left = left.append
+        await person.presses("ctrl+f")
+        await person.until(is_searching.is_set)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await person.pilot.pause(0.03)
+        assert (left, person.app._exit) == ([], False)
+        may_go_on.set()
+        await person.until(lambda: left)
+        assert left == [person.app.return_value] == [128 + signal.SIGHUP]
+
+
+async def test_asked_twice_it_leaves_at_once(sit_down):
+    """Guards a person who does not want to wait: the first Ctrl+Q says how, the second does it."""
+    may_close, left = threading.Event(), []
+    async with sit_down() as person:
+        close = person.app.session.runtime.close
+        person.app.session.runtime.close = lambda: (may_close.wait(10), close())
+        person.app.on_left = left.append
+        await person.presses("ctrl+q")
+        await person.sees("Ctrl+Q again: do not wait")
+        await person.presses("ctrl+q")
+        await person.until(lambda: left)
+        may_close.set()
+        assert person.app._exit
 
 
 async def test_a_passphrase_is_asked_for_unseen(sit_down, monkeypatch):

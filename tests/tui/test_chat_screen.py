@@ -39,6 +39,9 @@ async def test_the_screen_is_there_before_the_model(sit_down):
         await person.types("early")
         await person.presses("enter")
         await person.sees("still being loaded", "early")
+        await person.presses("ctrl+f")
+        await person.sees("the model is not loaded yet")  # and not an internal error
+        await person.presses("escape")
         may_load.set()
         await person.misses("loading the model")
         await person.presses("enter")
@@ -167,17 +170,44 @@ async def test_what_was_begun_stays_with_its_conversation(sit_down):
         assert [turn.user for turn in person.history()] == ["hi"]
 
 
+async def test_a_message_goes_where_it_was_written(sit_down):
+    """Guards words sent in another chat: a message waits for the stopped answer, and Ctrl+T is faster."""
+    async with sit_down() as person:
+        may_stop = threading.Event()
+        person.engine._may_go_on = lambda is_cancelled: may_stop.wait(10) and not is_cancelled()
+        await person.says("one")
+        await person.sees("Esc stops")
+        chat = person.app.chat_screen.chat
+        await person.presses("escape")
+        await person.says("two")
+        await person.until(lambda: person.app.chat_screen.query_one("#prompt").text == "")
+        person.app.simulate_key("ctrl+t")
+        await person.until(lambda: person.app.chat_screen.chat is not chat)
+        may_stop.set()
+        await person.until(lambda: chat.num_answers == 2)
+        assert [turn.user for turn in chat.history()] == ["one", "two"]
+        assert person.history() == []
+        assert "two" not in person.app.chat_screen.query_one("#prompt").text
+        await person.sees("PRIVATE", "nothing of it is written to disk")
+
+
 async def test_a_private_chat_leaves_nothing(sit_down, data_dir):
-    """Guards the promise of Ctrl+T: a cue on the screen, no name in the list of kept ones, no bytes."""
-    async with sit_down(size=(120, 30)) as person:
+    """Guards the promise of Ctrl+T: a cue on the screen, no name in the list of kept ones, no bytes, no editor.
+    Nothing is encrypted, so the words of a kept chat are found where those of the private one are looked for.
+    """
+    async with sit_down("kept", size=(120, 30), config={"encryption": "off"}) as person:
+        await person.talks("canary-plugh")
+        await person.presses("ctrl+t", "ctrl+g")
+        await person.sees("editors keep copies on disk")
         await person.presses("ctrl+t")
         await person.sees("PRIVATE", "nothing of it is written to disk")
         await person.says("canary-xyzzy")
         await person.sees("hello there")
         assert person.app.screen.has_class("-private")
-    assert names(data_dir) == []
-    kept = [path for path in data_dir.rglob("*") if path.is_file()]
-    assert not any(b"canary-xyzzy" in path.read_bytes() for path in kept)
+        assert [info.name for info in person.app.session.runtime.conversations()] == ["kept"]
+    kept = [path.read_bytes() for path in data_dir.rglob("*") if path.is_file()]
+    assert any(b"canary-plugh" in file for file in kept)
+    assert not any(b"canary-xyzzy" in file for file in kept)
 
 
 async def test_control_characters_never_reach_the_terminal(sit_down):

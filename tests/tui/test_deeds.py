@@ -59,6 +59,9 @@ async def test_details_of_an_answer(sit_down):
         await person.presses("f3")
         await person.sees("exact: every token read the whole conversation", "the model ended it", "0 of them")
         await person.presses("escape")
+        await person.does("copy")
+        await person.sees("copied 11 characters")
+        assert person.app.clipboard == "hello there"
     async with sit_down("a") as person:
         await person.presses("f3")
         await person.sees("the model ended it", "it was answered in an earlier run")

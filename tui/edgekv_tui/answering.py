@@ -72,10 +72,13 @@ class Answering:
         except Exception as error:  # noqa: BLE001  the edge: whatever the engine died of must not end the chat
             self.error = EdgeKVError(f"internal error {type(error).__name__}: {error}")
         finally:
-            if self._stream is not None and not self.has_ended:
+            if self._stream is not None and self.result is None:
                 self._stream.cancel()
         if self.error is not None:
-            await self._tell()
+            try:
+                await self._tell()
+            except Exception:  # noqa: BLE001  what could not be drawn before: `error` says it already
+                self.on_change = None
 
     async def _follow(self, stream: Stream) -> None:
         loop = asyncio.get_running_loop()

@@ -69,6 +69,7 @@ class ChatApp(App[int]):
         owners: list[type[DOMNode]] = [*KEY_GROUPS.values(), Ask, Confirm, Choose, Find, Page]
         check(self._settings, self.available_themes, [binding.id or "" for binding in bindings_of(*owners)])
         self.set_keymap(self._settings.keys)
+        self._kept_theme = self._settings.theme
         if self._settings.theme is not None:
             self.theme = self._settings.theme
         self.session = session
@@ -178,32 +179,37 @@ class ChatApp(App[int]):
 
     def _keep_theme(self, theme: Theme) -> None:
         """Remember what was chosen in the palette."""
-        if self._settings_file is not None and theme.name != self._settings.theme:
+        if self._settings_file is not None and theme.name != self._kept_theme:
             try:
                 save_theme(self._settings_file, theme.name)
+                self._kept_theme = theme.name
             except OSError as error:
                 self.chat_screen.say(f"the theme is not remembered: {error.strerror or error}", is_alert=True)
 
     async def action_quit(self) -> None:
-        """Stop what runs, keep it, leave."""
-        self.leave(0)
+        """Stop what runs, keep it, leave; asked a second time, do not wait for it."""
+        if self._is_leaving:
+            self._end(0, message="not waiting: KV that is not written now will be computed again")
+        else:
+            self.leave(0)
 
     def leave(self, code: int) -> None:
-        """Close the session and end with `code`; asked a second time, do not wait for it."""
+        """Close the session and end with `code`. A second signal changes nothing: windows send several."""
         if self._is_leaving:
-            self.exit(code)
             return
         self._is_leaving = True
-        self.chat_screen.say("closing: what was answered is being written…")
+        self.chat_screen.say("closing: what was answered is being written… (Ctrl+Q again: do not wait)")
         _: Worker[None] = self.run_worker(partial(self._leave, code), group="leave")
 
     async def _leave(self, code: int) -> None:
-        self.chat_screen.search.close()
-        try:
-            await self.session.close()
-        finally:
-            self.exit(code)
-            self.on_left(code)
+        closing = asyncio.ensure_future(self.session.close())
+        await asyncio.wait([closing])  # cancelled, this ends here and the closing goes on
+        self._end(code)
+        closing.result()
+
+    def _end(self, code: int, message: str | None = None) -> None:
+        self.exit(code, message=message)
+        self.on_left(code)
 
     def _on_signals(self) -> None:
         """SIGTERM and a closed window are a quit: the terminal is put back, what was answered is kept."""

@@ -130,7 +130,9 @@ class Deeds:
         self._screen.say(f"copied {len(text):,} characters, if this terminal allows it")
 
     async def editor(self) -> None:
-        """Write the message in an editor; it never touches a disk."""
+        """Write the message in an editor, but for private ones: an editor may keep copies on disk."""
+        if self._screen.chat.private:
+            raise ConversationError("this chat is private, and editors keep copies on disk: write it here")
         prompt = self._screen.query_one(Prompt)
         app = self._screen.app
         try:

@@ -18,7 +18,9 @@ LONGEST_END_S = 5.0
 
 
 def _end_soon(code: int) -> None:
-    """Everything is closed and kept. If the terminal is gone, Textual may wait for ever to write to it: do not."""
+    """The rest may take this long: all is kept, or nobody wants to wait for it. If the terminal is gone, Textual
+    may wait for ever to write to it.
+    """
     timer = threading.Timer(LONGEST_END_S, os._exit, [code])
     timer.daemon = True
     timer.start()

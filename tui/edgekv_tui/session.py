@@ -152,6 +152,7 @@ class Session:
         self.config = config
         self.durable = durable
         self.model_name = "…"
+        self.num_opens = 0
         self._opener = opener
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
@@ -181,6 +182,7 @@ class Session:
         self._runtime = await asyncio.to_thread(
             self._opener, config=self.config, durable=self.durable, passphrase=passphrase
         )
+        self.num_opens += 1
         self.model_name = self._runtime.stats().model
 
     async def infos(self, *, again: bool = True) -> list[ConversationInfo]:

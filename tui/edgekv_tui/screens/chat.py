@@ -118,11 +118,13 @@ class ChatScreen(Screen[None]):
         """Put `chat` on the screen, an answer that is being made included.
 
         What was begun to be written stays with its conversation, so that no private word is sent in another;
-        `keeps_prompt`: it was written before there was one.
+        `keeps_prompt`: it was written before there was one, or while the model was loaded again. Then it goes
+        along, but for an edit and for words of a private chat that has ended.
         """
         self._stop_showing()
         prompt = self.query_one(Prompt)
-        if not keeps_prompt:
+        may_keep = self._editing is None and (chat.private or not self.chat.private)
+        if not (keeps_prompt and may_keep):
             self.chat.unsent = "" if self._editing is not None else prompt.whole_text
             prompt.replace_all(chat.unsent)
         self.chat = chat
@@ -172,24 +174,31 @@ class ChatScreen(Screen[None]):
             self.query_one(Prompt).give_back(message.text)
             return
         turn, self._editing = self._editing, None
-        if not await self._begin(lambda: self.chat.send(message.text, turn=turn)):
+        chat = self.chat
+        if await self._begin(chat, lambda: chat.send(message.text, turn=turn)):
+            return
+        if chat is self.chat:
             self._editing = turn
             self.query_one(Prompt).give_back(message.text)
+        else:
+            chat.unsent = f"{message.text}\n{chat.unsent}".rstrip("\n")
 
-    async def _begin(self, begin: Callable[[], Answering]) -> bool:
-        if self.chat.is_answering:
-            answering = self.chat.answering
+    async def _begin(self, chat: OpenChat, begin: Callable[[], Answering]) -> bool:
+        """Whether it was begun, in `chat`: another one may be chosen while the answer before it is stopped."""
+        if chat.is_answering:
+            answering = chat.answering
             if answering is None or not answering.is_stopping:
                 self.notify("An answer is being made; Esc stops it.", severity="warning")
                 return False
-            await self.chat.wait()
+            await chat.wait()
         try:
             answering = begin()
         except EdgeKVError as error:
             self.say(str(error), is_alert=True)
             return False
-        self._stop_showing()
-        await self._begin_showing(answering)
+        if chat is self.chat:
+            self._stop_showing()
+            await self._begin_showing(answering)
         return True
 
     async def _begin_showing(self, answering: Answering) -> None:
@@ -298,7 +307,7 @@ class ChatScreen(Screen[None]):
 
     async def action_regenerate(self) -> None:
         """Answer the last message again, on a branch of its own."""
-        await self._begin(self.chat.regenerate)
+        await self._begin(self.chat, self.chat.regenerate)
 
     def action_chats(self) -> None:
         """Go to the list, or hide it again."""

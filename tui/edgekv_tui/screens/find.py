@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgekv import EdgeKVError
 from edgekv_tui.screens.dialogs import Dialog
 from edgekv_tui.search.index import CLOSE, OPEN
 from edgekv_tui.text import one_line, shown
@@ -51,8 +52,12 @@ class Find(Dialog["Hit | None"]):
         _: Worker[None] = self.run_worker(self._refresh, group="refresh", exclusive=True)
 
     async def _refresh(self) -> None:
-        async for done, total in self._keeper.refresh():
-            self._say(f"reading conversation {done + 1} of {total}…" if done < total else "")
+        try:
+            async for done, total in self._keeper.refresh():
+                self._say(f"reading conversation {done + 1} of {total}…" if done < total else "")
+        except EdgeKVError as error:  # the model is still being loaded, or the chat is being left
+            self._say(str(error))
+            return
         await self._search()
 
     @on(Input.Changed)

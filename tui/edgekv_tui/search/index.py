@@ -5,6 +5,7 @@ Knows names, turns and words. Built by whoever calls `add`, conversation by conv
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 import threading
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from edgekv import Turn
 
@@ -33,36 +34,25 @@ class Hit:
 
 
 class SearchIndex:
-    """`is_whole` is False once something did not fit the limit any more: what was added first is found."""
+    """`names` are indexed. `is_whole` is False once one did not fit the limit: what was added first is found."""
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA temp_store = MEMORY")
-        self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        self._db.execute(f"PRAGMA max_page_count = {max(16, limit_bytes // PAGE_BYTES)}")
-        self._db.execute(
-            "CREATE VIRTUAL TABLE turns USING fts5(said, name UNINDEXED, turn UNINDEXED, "
-            'tokenize = "unicode61 remove_diacritics 2")'
-        )
-        self.names: set[str] = set()
-        self.is_whole = True
+        self._most_pages = max(16, limit_bytes // PAGE_BYTES)
+        self._begin_anew()
 
     def add(self, name: str, turns: Iterable[Turn]) -> None:
         """Index a conversation; what was known of it before is forgotten."""
         with self._lock:
             self._remove(name)
             try:
-                self._db.execute("BEGIN")
-                self._db.executemany(
-                    "INSERT INTO turns (said, name, turn) VALUES (?, ?, ?)",
-                    ((f"{turn.user}\n{turn.answer}", name, turn.id) for turn in turns),
-                )
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                with self._change():
+                    self._db.executemany(
+                        "INSERT INTO turns (said, name, turn) VALUES (?, ?, ?)",
+                        ((f"{turn.user}\n{turn.answer}", name, turn.id) for turn in turns),
+                    )
+            except sqlite3.OperationalError as error:
+                if not _is_full(error):
                     raise
                 self.is_whole = False
             self.names.add(name)
@@ -85,15 +75,47 @@ class SearchIndex:
             ).fetchall()
         return [Hit(*row) for row in rows]
 
-    def close(self) -> None:
-        """Free the memory."""
-        with self._lock:
-            self._db.close()
-
     def _remove(self, name: str) -> None:
-        if name in self.names:
-            self._db.execute("DELETE FROM turns WHERE name = ?", (name,))
+        """Forgetting needs memory, too. Where there is none left all is forgotten, and `names` is empty."""
+        if name not in self.names:
+            return
+        try:
+            with self._change():
+                self._db.execute("DELETE FROM turns WHERE name = ?", (name,))
             self.names.discard(name)
+        except sqlite3.OperationalError as error:
+            if not _is_full(error):
+                raise
+            self._db.close()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._db = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA temp_store = MEMORY")
+        self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        self._db.execute(f"PRAGMA max_page_count = {self._most_pages}")
+        self._db.execute(
+            "CREATE VIRTUAL TABLE turns USING fts5(said, name UNINDEXED, turn UNINDEXED, "
+            'tokenize = "unicode61 remove_diacritics 2")'
+        )
+        self.names: set[str] = set()
+        self.is_whole = True
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """All of it or nothing."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL  # Python's own errors have none
 
 
 def _query(words: str) -> str:

@@ -15,6 +15,7 @@ from edgekv_tui.search.index import SearchIndex
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from edgekv import Turn
     from edgekv_tui.search.index import Hit
     from edgekv_tui.session import Session
 
@@ -25,7 +26,7 @@ class SearchKeeper:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._index: SearchIndex | None = None
-        self._versions: dict[str, tuple[float, int]] = {}
+        self._versions: dict[str, tuple[float, int, int]] = {}
 
     @property
     def is_whole(self) -> bool:
@@ -40,24 +41,27 @@ class SearchKeeper:
         infos = await self._session.infos(again=False)
         for name in index.names - {info.name for info in infos}:
             await asyncio.to_thread(index.remove, name)
-        # Nobody else writes here: what changes in this run are this run's own answers.
-        versions = {info.name: (info.created, self._session.num_answers(info.name)) for info in infos}
-        changed = [name for name, version in versions.items() if self._versions.get(name) != version]
-        for at, name in enumerate(changed):
-            yield at, len(changed)
-            await asyncio.to_thread(self._read, index, name)
-            self._versions[name] = versions[name]
-        yield len(changed), len(changed)
+        # Nobody else writes while the session is open: what changes are its own answers.
+        num_opens = self._session.num_opens
+        versions = {i.name: (i.created, num_opens, self._session.num_answers(i.name)) for i in infos}
+        while changed := self._changed(index, versions):  # again where a full index had to forget all
+            for at, name in enumerate(changed):
+                yield at, len(changed)
+                await asyncio.to_thread(self._read, index, name)
+                self._versions[name] = versions[name]
+        yield len(infos), len(infos)
+
+    def _changed(self, index: SearchIndex, versions: dict[str, tuple[float, int, int]]) -> list[str]:
+        return [
+            n for n, version in versions.items() if n not in index.names or self._versions.get(n) != version
+        ]
 
     async def find(self, words: str) -> list[Hit]:
         """Turns that have all `words`, of what was read so far."""
         return [] if self._index is None else await asyncio.to_thread(self._index.find, words)
 
-    def close(self) -> None:
-        """Free the memory."""
-        if self._index is not None:
-            self._index.close()
-
     def _read(self, index: SearchIndex, name: str) -> None:
+        turns: list[Turn] = []
         with contextlib.suppress(EdgeKVError):  # one that cannot be read is not found; the list says why
-            index.add(name, self._session.runtime.conversation(name, read_only=True).turns())
+            turns = self._session.runtime.conversation(name, read_only=True).turns()
+        index.add(name, turns)

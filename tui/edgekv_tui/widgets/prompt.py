@@ -5,6 +5,7 @@ A long paste is folded to a mark of one line; what is sent has the text in its p
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.message import Message
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FOLD_LINES = 8
 FOLD_CHARACTERS = 800
+SLOW_CHARACTERS = 50_000
+"""In a line as long as this every key takes a tenth of a second."""
 
 
 class Prompt(TextArea):
@@ -59,16 +62,16 @@ class Prompt(TextArea):
     @property
     def whole_text(self) -> str:
         """What was written, folded pastes unfolded."""
-        text = self.text
-        for mark, pasted in self._folded.items():
-            text = text.replace(mark, pasted)
-        return text
+        if not self._folded:
+            return self.text
+        marks = "|".join(
+            map(re.escape, self._folded)
+        )  # all at once: a paste may have the mark of another in it
+        return re.sub(marks, lambda mark: self._folded[mark[0]], self.text)
 
     def replace_all(self, text: str) -> None:
-        """Put `text` there instead, folded if it is long."""
-        self._folded.clear()
-        self.load_text(self._fold(text) if _is_long(text) else text)
-        self.move_cursor(self.document.end)
+        """Put `text` there instead, to be edited: it is folded only where keys would become slow."""
+        self._replace(text, folds=len(text) > SLOW_CHARACTERS)
 
     def action_submit(self) -> None:
         """Send it, unless there is nothing but blanks. What is typed from now on is the next message."""
@@ -127,8 +130,14 @@ class Prompt(TextArea):
             self._recall(self._at + 1 if self._at + 1 < len(self._said) else None)
 
     def _recall(self, at: int | None) -> None:
-        self.replace_all(self._draft if at is None else self._said[at])
+        text = self._draft if at is None else self._said[at]
+        self._replace(text, folds=_is_long(text))  # else the next Up would go through all of its rows
         self._at = at
+
+    def _replace(self, text: str, *, folds: bool) -> None:
+        self._folded.clear()
+        self.load_text(self._fold(text) if folds else text)
+        self.move_cursor(self.document.end)
 
     def _fold(self, text: str) -> str:
         self._num_pastes += 1
