@@ -39,6 +39,11 @@ class Ledger:
     def __getitem__(self, tier: Tier) -> Account:
         return self._accounts[tier]
 
+    def carry_on(self, earlier: Ledger) -> None:
+        """Take over the peaks of a ledger that this one follows: they are the process's."""
+        for tier, account in self._accounts.items():
+            account.peak = max(account.peak, earlier[tier].peak)
+
     def reserve(self, tier: Tier, num_bytes: int) -> bool:
         """Take `num_bytes` of the tier; False, and nothing taken, when they do not fit."""
         account = self._accounts[tier]

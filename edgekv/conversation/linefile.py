@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 
 
 async def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    """Into a new file, 0600. Raises ConversationError, also where there is one already."""
+    """Into a new file, 0600. Raises ConversationError, also where there is one already; half a file never stays."""
     try:
         async with aiofiles.open(path, "x", encoding="utf-8", opener=_private) as file:
-            await file.writelines(f"{line}\n" for line in lines)
+            try:
+                await file.writelines(f"{line}\n" for line in lines)
+                await file.flush()
+            except BaseException:
+                os.unlink(path)  # noqa: PTH108  it is not encrypted, and would be in the way of another try
+                raise
     except OSError as error:
         raise ConversationError(f"cannot write {path}: {error.strerror}; choose a new file") from error
 

@@ -108,7 +108,10 @@ class Engine:
         """Load the weights again where they were given up. Raises as building the engine does."""
         if self._loaded is None:
             assert self._rebuild is not None, "only what can be made anew is given up"
-            self._loaded, self._residency, self._ledger = self._rebuild()
+            self._loaded, residency, ledger = self._rebuild()
+            residency.carry_on(self._residency)  # hints may come while it is not loaded
+            ledger.carry_on(self._ledger)
+            self._residency, self._ledger = residency, ledger
 
     def unload(self) -> None:
         """Write what is durable, then free the weights and every pool; the store stays open."""
@@ -301,8 +304,10 @@ class Engine:
             if not forget:
                 self._residency.flush(sequence)
             self._residency.release(sequence)
-        if forget and self._residency.mover.disk is not None:
-            self._residency.mover.disk.forget(sequence_id)
+        if forget:
+            self._residency.expectations.fulfilled(sequence_id)  # also of what was not warm
+            if self._residency.mover.disk is not None:
+                self._residency.mover.disk.forget(sequence_id)
 
     def cache_use(self, damaged_leaves: int | None = None) -> CacheUse:
         """Bytes per tier now and at their peaks; damaged leaves of one answer, or of all so far."""

@@ -51,15 +51,21 @@ def token_at(path: Path) -> str:
 
 
 def _make(path: Path) -> str:
+    """Whole under another name first: who finds `path` finds a token in it, whenever this process dies."""
     token = secrets.token_urlsafe(32)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                file.write(token + "\n")
+            os.link(new, path)
+        finally:
+            new.unlink()
     except FileExistsError:
         return token_at(path)  # another server of the same person began at the same time
     except OSError as error:
         raise ConfigError(
             f"the token file {path} cannot be made: {error.strerror}; choose another place (--token-file)"
         ) from error
-    with os.fdopen(fd, "w") as file:
-        file.write(token + "\n")
     return token

@@ -61,6 +61,10 @@ class Residency:
         self.promotion = Promotion(mover, self._make_host_bytes, self._make_room, self._drop_own)
         assert num_slots >= smallest_device_slots(num_layers)
 
+    def carry_on(self, earlier: Residency) -> None:
+        """Take over what was said of sequences, and what is told of moves; the tiers themselves are new."""
+        self.expectations, self.moves = earlier.expectations, earlier.moves
+
     @property
     def device_tokens(self) -> int:
         """Tokens of one sequence that the device pool holds, with a column to spare."""

@@ -9,9 +9,15 @@ import stat
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 
 import pytest
+from fakes import FakeFactory
+from typer.testing import CliRunner
 
+from edgekv import Runtime
+from edgekv.cli import serve
+from edgekv.cli.main import app
 from edgekv.cli.serve import _listen
 from edgekv.errors import ConfigError
 
@@ -91,3 +97,18 @@ def test_what_makes_no_sense_is_told_before_the_model_is_loaded(edgekv):
         assert "choose another --port" in done.stderr
     done = edgekv("serve", "--no-token", "--token-file", "x")
     assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
+
+
+def test_the_token_may_lie_elsewhere(monkeypatch, data_dir, tmp_path):
+    """Guards --token-file: made there and nowhere else, told, and asked for."""
+    served = []
+    path = tmp_path / "elsewhere"
+    monkeypatch.setattr(serve, "_serve", lambda *args: served.append(args))
+    monkeypatch.setattr(serve, "Runtime", partial(Runtime, engine_factory=FakeFactory()))
+    arguments = ["serve", "--port", "0", "--data-dir", str(data_dir), "--token-file", str(path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exception is None
+    (_, _, _, (token, told), _) = served[0]
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == (f"{token}\n", 0o600)
+    assert told == f"the bearer token is in {path}"
+    assert not (data_dir / "server.token").exists()

@@ -8,6 +8,7 @@ import pytest
 from engine_fixtures import KeepOpen, ask, engine_on
 from gguf_writer import write_tiny_gguf
 
+from edgekv.cache.expectations import Expected
 from edgekv.config import Config
 from edgekv.engine.build import assemble, load_model
 from edgekv_storage import DataDir
@@ -64,6 +65,32 @@ def test_unloading_frees_the_weights_and_comes_back_warm(path, tmp_path):
         engine.release(b"s" * 16, forget=True)
         assert not engine.is_loaded
         assert engine.cache_use().disk_bytes == 0
+        engine.close()
+
+
+def test_what_was_said_while_unloaded_and_what_moved_before_is_still_known(path, tmp_path):
+    """Guards hints given while nothing is loaded: they went to tiers that were gone. Moves and peaks began anew."""
+    config = Config(threads=1, device_budget=60 * LEAF_BYTES, host_budget=30 * LEAF_BYTES, attention="exact")
+
+    def load():
+        return load_model(config, path, with_front=False)
+
+    with DataDir.open(tmp_path / "d") as directory:
+        engine = assemble(config, load(), data_dir=directory, reload=load)
+        engine._front = KeepOpen(engine._front)
+        ask(engine, prompt(600))
+        moves, peak = engine.moves(), engine.cache_use().device_peak_bytes
+        assert moves
+        engine.unload()
+        engine.hint(b"a" * 16, "tool", 1000.0)
+        engine.hint(b"b" * 16, "done", None)
+        engine.load()
+        said = engine._residency.expectations
+        assert (said.of(b"a" * 16), said.of(b"b" * 16)) == (Expected.AT_ONCE, Expected.NEVER)
+        assert (engine.moves(), engine.cache_use().device_peak_bytes) == (moves, peak)
+        for name in (b"a", b"b"):
+            engine.release(name * 16, forget=True)
+        assert said._said == {}
         engine.close()
 
 

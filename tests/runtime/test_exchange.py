@@ -1,6 +1,7 @@
 """Conversations as files: what goes out comes in again, and what makes no sense is told by its line."""
 
 import asyncio
+import errno
 import json
 import sqlite3
 
@@ -9,6 +10,7 @@ from fakes import FakeFactory
 
 from edgekv import AsyncRuntime, ConversationError, StoreError
 from edgekv.conversation.exchange import export_markdown
+from edgekv.conversation.linefile import write_lines
 
 
 def talk(runtime):
@@ -140,3 +142,20 @@ def test_asyncio_writes_and_reads_files(data_dir, tmp_path):
 
     assert asyncio.run(scenario())
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_drive_leaves_no_half_export(tmp_path):
+    """Guards secrets: half a conversation, not encrypted, stayed behind, and was in the way of the next try."""
+
+    def lines():
+        yield "the beginning"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "export.jsonl"
+    with pytest.raises(ConversationError, match="No space left on device"):
+        asyncio.run(write_lines(path, lines()))
+    assert not path.exists()
+    asyncio.run(write_lines(path, ["whole"]))
+    with pytest.raises(ConversationError, match="choose a new file"):
+        asyncio.run(write_lines(path, lines()))
+    assert path.read_text() == "whole\n"

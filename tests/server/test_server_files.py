@@ -1,5 +1,6 @@
 """The token's file and the sockets: who can read them, and what is refused."""
 
+import errno
 import os
 import socket
 import stat
@@ -41,6 +42,30 @@ def test_a_bad_token_file_is_refused(tmp_path):
         token_at(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="cannot be made"):
         token_at(tmp_path / "missing" / "token")
+
+
+def test_a_token_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """Guards the start after a full drive: an empty file lay there, and was refused for ever."""
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    path = tmp_path / "token"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", full)
+        with pytest.raises(ConfigError, match="no space left"):
+            token_at(path)
+    assert list(tmp_path.iterdir()) == []
+    link = os.link
+
+    def late(new, old):
+        old.write_text("another-server-was-first\n")
+        old.chmod(0o600)
+        link(new, old)
+
+    monkeypatch.setattr(os, "link", late)
+    assert token_at(path) == "another-server-was-first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_port_that_is_taken(tmp_path):

@@ -242,3 +242,4 @@ async def test_an_answer_reads_nothing_of_other_conversations(sit_down, monkeypa
             await person.until(lambda: not person.history())
             await person.talks("second")
             await person.until(lambda: [info.name for info in person.app.session._infos] == ["second", "one"])
+        assert [expect for _, expect, _ in person.engine.hints] == ["user", "user"]

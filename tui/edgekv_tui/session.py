@@ -7,11 +7,12 @@ data directory) is opened to be read, and says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from edgekv import ConversationError, ConversationInfo, Runtime, StoreError
+from edgekv import ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
 from edgekv_tui.answering import Answering
 from edgekv_tui.text import title_of
 
@@ -124,6 +125,9 @@ class OpenChat:
             turns = self.history()
             if answering.result is not None and turns:
                 self.results[turns[-1].id] = answering.result
+            if self.conversation is not None:
+                with contextlib.suppress(EdgeKVError):  # the program may be closing
+                    self.conversation.hint(expect="user")
         finally:
             self._is_idle.set()
             self._session.answered(self)
