@@ -127,7 +127,7 @@ class SelectedAttention:
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
         self._whole: kernels.TokenPass | None = None
-        self._column_key: tuple[bytes, int, int, bool] | None = None
+        self._column_key: tuple[int, int] | None = None
         self._writes = self._fixed_columns = self._around = torch.empty(0, dtype=torch.int32)
 
     def take_use(self) -> AttentionUse:
@@ -182,6 +182,8 @@ class SelectedAttention:
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
         self._whole = None  # of a pass that failed
+        if sequence is not self._owner:
+            self._column_key = None  # another one may have come to the same version
         if sequence is not self._owner or sequence.num_cuts != self._num_cuts:
             with asking(self._selector):
                 self._selector.reset()
@@ -236,9 +238,9 @@ class SelectedAttention:
         pool = promotion.promoted.tier.arena
         first_window = budget.first_window(start)
         in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
-        key = (sequence.id, sequence.directory.version, tail, count == 1)
+        key = (sequence.directory.version, tail)
         if count > 1 or key != self._column_key:  # else all but the offset is as it was a token ago
-            self._column_key = key
+            self._column_key = key if count == 1 else None
             writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
             self._writes = torch.from_numpy(writes).to(pool.device)
             self._fixed_columns = fixed = self._fixed(start, first_window, with_tail=bool(in_tail))

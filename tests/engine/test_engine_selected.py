@@ -244,3 +244,15 @@ def test_what_was_read_most_is_told(model):
     assert shares == sorted(shares, reverse=True)
     assert 0 < shares[-1] <= shares[0] <= 1
     assert len(set(positions)) == len(positions)
+
+
+def test_slots_of_another_sequence_are_never_written_to(model):
+    """Guards what is kept within a column: two sequences at one version of their directories share no slots."""
+    other = b"o" * 16
+    with engine_on(model, attention="selected", budget=128) as engine:
+        ask(engine, prompt(290, seed=1), durable=False, sequence_id=other, max_tokens=3)
+        slots = torch.from_numpy(engine._residency.sequences[other].directory.device[:, 290 // 16].copy()).long()
+        assert (slots >= 0).all()
+        before = engine._residency.mover.device.pool[slots].clone()
+        ask(engine, prompt(290), durable=False, max_tokens=3)
+        assert torch.equal(engine._residency.mover.device.pool[slots], before)

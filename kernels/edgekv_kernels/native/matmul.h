@@ -65,6 +65,13 @@ INLINE void FN(put_rows)(const matmul_job *job, long row, int R, const vf *acc) 
 
 /* R rows of packed weights times one x; group and bits are constants once inlined */
 INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits, int group) {
+#ifdef HAS_VNNI
+    vf acc[4];
+    const weights *w = &job->w;
+    if (w->scale_f32) digit_rows512(job, row, R, bits, group, 1, w->offset != NULL, acc);
+    else if (w->offset) digit_rows512(job, row, R, bits, group, 0, 1, acc);
+    else digit_rows512(job, row, R, bits, group, 0, 0, acc);
+#else
     const weights *w = &job->w;
     long groups = w->k / group, scale_size = w->scale_f32 ? 4 : 2;
     long row_bytes = w->k * bits / 8, group_bytes = group * bits / 8;
@@ -84,17 +91,7 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             q[r] = (const uint8_t *)w->quants + (row + r) * row_bytes + g0 * group_bytes;
         }
         const float *x = job->x + g0 * group;
-#ifdef HAS_VNNI
-        const int8_t *digits = (const int8_t *)job->arranged + g0 * group * (bits == 4 ? DIGITS4 / 128 : DIGITS8 / 64);
-        const float *steps = (const float *)((const int8_t *)job->arranged + digits_size(w)) + g0;
-        for (long g = 0; g < count; g += W) {
-            vf step = load(steps + g);
-            for (int r = 0; r < R; r++) store(d[r] + g, load(d[r] + g) * step);
-        }
-        digit_rows512(q, digits, job->sums + g0, count, R, bits, group, w->offset != NULL, d, m, acc);
-        (void)x;
-        continue;
-#elif W == 16
+#if W == 16
         if (bits == 4) {
             blocks512(q, x, job->arranged + g0 * group, job->sums + g0, count, 2 * R * row_bytes, R, d, m, acc);
             continue;
@@ -110,6 +107,7 @@ INLINE void FN(rows_times_one)(const matmul_job *job, long row, int R, int bits,
             for (long g = 0; g < count; g += W)
                 for (int r = 0; r < R; r++) acc[r] += load(m[r] + g) * load(job->sums + g0 + g);
     }
+#endif
     FN(put_rows)(job, row, R, acc);
 }
 
