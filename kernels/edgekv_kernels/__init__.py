@@ -24,7 +24,7 @@ from edgekv_kernels.matmul import matmul4, matmul8, matmul16
 from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
-from edgekv_kernels.passes import Choosing, TokenPass, kept_room, pass_layers_
+from edgekv_kernels.passes import Choosing, TokenPass, pass_layers_
 from edgekv_kernels.rope import rope_
 from edgekv_kernels.scoring import leaf_logsumexp, leaf_scores
 from edgekv_kernels.selection import (
@@ -57,7 +57,6 @@ __all__ = [
     "candidate_columns",
     "describe",
     "forced",
-    "kept_room",
     "key_bytes",
     "leaf_bounds",
     "leaf_logsumexp",

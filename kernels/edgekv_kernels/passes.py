@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgekv_kernels import dispatch
-from edgekv_kernels.abstracts import MAX_DIM, NODE_LEAVES
+from edgekv_kernels.abstracts import MAX_DIM
 from edgekv_kernels.attention import attend_leaves
 from edgekv_kernels.halves import after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
-from edgekv_kernels.selection import ALPHA, candidate_columns, score_among, select_leaves
+from edgekv_kernels.selection import ALPHA, candidate_columns, score_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,16 +34,17 @@ MAX_LAYERS = 1024  # of the native form
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choosing:
-    """Which `budget` columns of [first, last) are attended beside the fixed ones, by `select_leaves`.
+    """Which `budget` columns of [first, last) are attended beside the fixed ones: those of most estimated mass.
 
     keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer; nodes: uint8
     [num_layers, num_nodes, Hkv * (3 D + 8)] likewise. winners: int32 [num_layers, >= budget] and num_winners: int32
     [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now. around: int32 [n], as
     `select_leaves` takes them.
 
-    Where nodes are searched for candidates, a layer searches in one of `period` passes (`phase` counts them) and
-    keeps what it found in its row of `kept`, int32 [num_layers, >= kept_room()]: how many, the range end, they. In
-    between it ranks these and the columns that came since. A count of 0: nothing was kept yet.
+    A layer searches in one of `period` passes (`phase` counts them): the nodes for candidates, where there are more
+    than `max_candidates` columns, and ranks them. The best go to its row of `kept`, int32 [num_layers, n + 2] with
+    n >= budget: how many, the range's end, up to n columns. In between it ranks these and the columns that came since.
+    A count of 0: nothing was kept yet.
     """
 
     keys: torch.Tensor
@@ -70,42 +71,43 @@ class Choosing:
         style: Style,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
-        keys, first, last = self.keys[layer], self.first, self.last
-        if last - first > max(self.max_candidates, self.budget):
-            columns = self._candidates(layer, q, scale, turns, style)
-            mass = score_among(q, keys, columns, self.around, first, last, scale, turns, style)
-            best = columns[mass.topk(min(self.budget, len(columns))).indices].sort().values
-            count = len(best)
-            out[:count] = best
+        if self.last - self.first <= self.budget:
+            count = self.last - self.first
+            out[:count] = torch.arange(self.first, self.last, dtype=torch.int32)
         else:
-            count = select_leaves(
-                q, keys, first, last, self.budget, scale, out, around=self.around, turns=turns, style=style
-            )
+            count = self._rank(layer, q, scale, out, turns, style)
         self.winners[layer, :count] = out[:count]
         self.num_winners[layer] = count
         return count
 
-    def _candidates(
-        self, layer: int, q: torch.Tensor, scale: float, turns: torch.Tensor | None, style: Style
-    ) -> torch.Tensor:
-        """Columns to rank, int32, ascending: found now, or kept from an earlier pass."""
-        row = self.kept[layer]
-        if row[0] > 0 and (layer + self.phase) % self.period != 0:
+    def _rank(
+        self, layer: int, q: torch.Tensor, scale: float, out: torch.Tensor, turns: torch.Tensor | None, style: Style
+    ) -> int:
+        row, bounds = self.kept[layer], (self.first, self.last)
+        searches = row[0] == 0 or (layer + self.phase) % self.period == 0
+        if not searches:
             since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
-            return torch.cat((row[2 : 2 + int(row[0])], since))
-        extra = self.winners[layer, : int(self.num_winners[layer])]
-        bounds = (self.first, self.last)
-        found = candidate_columns(
-            q, self.nodes[layer], *bounds, scale, self.max_candidates, extra, turns, style, self.alpha
-        )
-        row[0], row[1] = len(found), self.last
-        row[2 : 2 + len(found)] = found
-        return found
+            columns = torch.cat((row[2 : 2 + int(row[0])], since))
+        elif self.last - self.first > self.max_candidates:
+            extra, nodes = self.winners[layer, : int(self.num_winners[layer])], self.nodes[layer]
+            columns = candidate_columns(
+                q, nodes, *bounds, scale, self.max_candidates, extra, turns, style, self.alpha
+            )
+        else:
+            columns = torch.arange(*bounds, dtype=torch.int32)
+        mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns, style)
+        if searches:
+            best = _best_of(mass, columns, len(row) - 2)
+            row[0], row[1] = len(best), self.last
+            row[2 : 2 + len(best)] = best
+        best = _best_of(mass, columns, self.budget)
+        out[: len(best)] = best
+        return len(best)
 
 
-def kept_room(max_candidates: int, budget: int) -> int:
-    """Numbers in a row of `Choosing.kept`: columns of nodes and of none, last winners, and two more."""
-    return max_candidates + 2 * NODE_LEAVES + budget + 2
+def _best_of(mass: torch.Tensor, columns: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` columns of most mass, ascending; all where there are fewer."""
+    return columns[mass.topk(min(count, len(columns))).indices].sort().values
 
 
 @dataclass(slots=True, eq=False)
@@ -261,7 +263,7 @@ def _choice(
     assert choosing.keys[0].is_contiguous()
     assert choosing.nodes[0].is_contiguous()
     assert choosing.kept.dtype is torch.int32
-    assert choosing.kept.shape[1] >= kept_room(choosing.max_candidates, choosing.budget)
+    assert choosing.kept.shape[1] >= choosing.budget + 2
     node_turns = attend.node_turns
     assert node_turns is None or (node_turns.is_contiguous() and len(node_turns) >= choosing.nodes.shape[1])
     around = choosing.around
@@ -297,6 +299,7 @@ def _choice(
         0 if node_turns is None else node_turns.data_ptr(),
         choosing.kept.data_ptr(),
         choosing.kept.stride(0),
+        choosing.kept.shape[1] - 2,
         choosing.period,
         choosing.phase,
     )

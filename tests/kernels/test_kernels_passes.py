@@ -13,7 +13,6 @@ from edgekv_kernels import (
     TokenPass,
     after_attend_,
     before_attend,
-    kept_room,
     pack_keys,
     pack_nodes,
     pass_layers_,
@@ -62,7 +61,7 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
             torch.zeros(LAYERS, budget, dtype=torch.int32),
             torch.zeros(LAYERS, dtype=torch.int32),
         )
-        kept = torch.zeros(LAYERS, kept_room(max_candidates, budget), dtype=torch.int32)
+        kept = torch.zeros(LAYERS, 2 + budget + 2, dtype=torch.int32)
         near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
         choosing = Choosing(
             keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, kept, around=near
@@ -160,9 +159,10 @@ def test_nodes_and_last_winners(form):
     assert attend.choosing.num_winners.tolist() == [4] * LAYERS
 
 
-def test_candidates_are_kept(form):
+@pytest.mark.parametrize("max_candidates", [8, 1000])
+def test_the_best_are_kept(form, max_candidates):
     """Guards searching in one of four passes: what was kept must be the layer's own, and new columns come along."""
-    passes = [token_pass(budget=4, max_candidates=8, turned=True) for _ in range(2)]
+    passes = [token_pass(budget=4, max_candidates=max_candidates, turned=True) for _ in range(2)]
     ends = []
     for phase in range(6):
         for each in passes:
@@ -175,8 +175,9 @@ def test_candidates_are_kept(form):
         plain, attend = passes
         for index in range(LAYERS):
             assert torch.equal(attend.columns(index), plain.columns(index))
-            assert attend.choosing.kept[index, 0] > 0
-        assert torch.equal(attend.choosing.kept[:, :2], plain.choosing.kept[:, :2])
+            assert attend.choosing.kept[index, 0] == 6
+            assert set(attend.columns(index)[:4].tolist()) <= {*attend.choosing.kept[index, 2:].tolist(), last - 1}
+        assert torch.equal(attend.choosing.kept, plain.choosing.kept)
         ends = [last if phase == 0 or (index + phase) % 4 == 0 else ends[index] for index in range(LAYERS)]
         assert attend.choosing.kept[:, 1].tolist() == ends
 

@@ -3,7 +3,8 @@
 Nodes of 8 leaves are only scored where more than `max_candidates` columns are to choose from; what won the step
 before stays a candidate, since neighbouring steps choose nearly the same. Sink and window take part in each head's
 softmax: without them heads that look nowhere else counted as much as those that look far, and a needle was lost.
-Every token is ranked for: every second one only halved the time and lost a needle that exact attention found.
+Every token is ranked for: every second one only halved the time and lost a needle that exact attention found. But
+in three of four tokens only the best of the last full ranking are ranked again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
-SEARCH_EVERY = 4  # tokens: nodes change slowly, and the last winners are candidates anyway
-MAX_CANDIDATES = 384  # of one token; a block, whose queries share them, has a third more
+SEARCH_EVERY = 4  # tokens, per layer
+MAX_CANDIDATES = 512
+MAX_CANDIDATES_ON_DISK = 256  # each is a read
+KEPT = 128  # columns that are ranked between two searches
+MARGIN = 2  # at least so many times the columns to choose, of candidates and of those kept
 
 
 @dataclass(slots=True)
@@ -31,9 +35,9 @@ class Cascade(Selector):
 
     max_candidates: int = MAX_CANDIDATES
     search_every: int = SEARCH_EVERY
+    kept: int = KEPT
     _winners: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # [layers, room]
     _num_winners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
-
     _kept: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # of `Choosing`
     _num_tokens: int = 0
 
@@ -61,7 +65,7 @@ class Cascade(Selector):
             first=columns.start,
             last=columns.stop,
             budget=num_columns,
-            max_candidates=self.max_candidates,
+            max_candidates=max(self.max_candidates, MARGIN * num_columns),
             winners=self._winners,
             num_winners=self._num_winners,
             kept=self._kept,
@@ -79,8 +83,8 @@ class Cascade(Selector):
             self._winners[:layers, :room] = before
             self._num_winners = torch.zeros(len(self._winners), dtype=torch.int32)
             self._num_winners[:layers] = counts
-            room = kernels.kept_room(self.max_candidates, self._winners.shape[1])
-            self._kept = torch.zeros((len(self._winners), room), dtype=torch.int32)
+            kept = max(self.kept, MARGIN * self._winners.shape[1])
+            self._kept = torch.zeros((len(self._winners), kept + 2), dtype=torch.int32)
 
     def _last_winners(self, layer: int) -> Tensor:
         return self._winners[layer, : int(self._num_winners[layer])]
@@ -97,7 +101,7 @@ class Cascade(Selector):
             step.scale,
             step.out,
             nodes=step.abstracts.nodes(step.layer),
-            max_candidates=self.max_candidates * (3 if len(step.q) == 1 else 4) // 3,
+            max_candidates=max(self.max_candidates, MARGIN * step.num_columns),
             extra=self._last_winners(step.layer),
             around=step.around,
             turns=step.turns,
@@ -113,7 +117,7 @@ class Cascade(Selector):
             step.abstracts.nodes(step.layer),
             *bounds,
             step.scale,
-            self.max_candidates * 2 // 3,
+            max(min(self.max_candidates, MAX_CANDIDATES_ON_DISK), MARGIN * step.num_columns),
             self._last_winners(step.layer),
             step.turns,
             step.style,

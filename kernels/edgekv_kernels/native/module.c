@@ -332,7 +332,7 @@ KERNEL(select_leaves) {
    pool, where, where_stride, written, writes, offset, fixed, num_fixed, missing, listed, counts, listed_stride, slots,
    scale, turns, turn_width, interleaved, then None or the choice: score job (14; its q and rows are not used), keys,
    keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates, winners, num_winners, winners_stride, alpha,
-   around, num_around, node_turns, kept, kept_stride, period, phase
+   around, num_around, node_turns, kept, kept_stride, keep, period, phase
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
     ARGS(28)
@@ -359,8 +359,9 @@ KERNEL(pass_layers) {
                                  .around = POINTER(25), .num_around = INTEGER(26), .node_turns = POINTER(27)};
         p.choice.kept = POINTER(28);
         p.choice.kept_stride = INTEGER(29);
-        p.choice.period = INTEGER(30);
-        p.choice.phase = INTEGER(31);
+        p.choice.want.keep = INTEGER(30);
+        p.choice.period = INTEGER(31);
+        p.choice.phase = INTEGER(32);
         p.choice.job.alpha = REAL(24);
     }
     NO_ERROR;

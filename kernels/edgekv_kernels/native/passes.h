@@ -57,7 +57,7 @@ typedef struct {
     long keys_stride, nodes_stride;
     int32_t *winners, *num_winners; /* [layers][budget], [layers]: what was chosen last; extra candidates */
     long winners_stride;
-    int32_t *kept; /* [layers][kept_stride]: candidates, as `choice` keeps them; a count of 0: none yet */
+    int32_t *kept; /* [layers][kept_stride]: as `choice` keeps them; a count of 0: none yet */
     long kept_stride, period, phase; /* layers whose number and `phase` sum to a multiple of `period` search anew */
 } choosing;
 

@@ -49,6 +49,7 @@ static float kth_largest(float *x, long n, long k) {
 
 /* Indexes of the k largest of n masses, ascending; scratch holds n floats. */
 static long best_of(const float *mass, long n, long k, float *scratch, int32_t *out) {
+    if (k <= 0) return 0;
     if (k >= n) {
         for (long i = 0; i < n; i++) out[i] = (int32_t)i;
         return n;
@@ -70,8 +71,9 @@ typedef struct {
     const int32_t *extra, *around;
     long budget, num_nodes, max_candidates, num_extra, num_around;
     const float *node_turns; /* a row per node, or NULL: every NODE-th of the columns' rows */
-    int32_t *kept;           /* NULL, or room for what a search for candidates finds: how many, the range's end, they */
-    int again;               /* take what was kept instead of searching, and the columns behind its range */
+    int32_t *kept; /* NULL, or room for the best `keep` of those ranked after a search: how many, range's end, they */
+    long keep;
+    int again; /* rank what was kept instead of searching, and the columns behind its range */
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -122,11 +124,6 @@ static long find_candidates(const scorer *by, const score_job *job, const choice
         if (i + 8 <= n && (memcpy(&eight, marks + i, 8), eight == 0)) i += 7; /* most are not */
         else if (marks[i]) columns[count++] = (int32_t)(first + i);
     }
-    if (want->kept) {
-        want->kept[0] = (int32_t)count;
-        want->kept[1] = (int32_t)(first + n);
-        memcpy(want->kept + 2, columns, (size_t)count * sizeof *columns);
-    }
     return count;
 }
 
@@ -139,7 +136,7 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     int32_t *columns = (int32_t *)(scratch + n), *found = columns + n;
     uint8_t *marks = (uint8_t *)(found + n);
     long count = -1;
-    if (want->nodes && n > want->max_candidates) {
+    if (want->again || (want->nodes && n > want->max_candidates)) {
         job->count = find_candidates(by, job, want, marks, mass, scratch, found, columns);
         if (job->count < 0) goto done;
         job->columns = columns;
@@ -150,6 +147,12 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     job->num_around = want->num_around;
     job->count += want->num_around;
     if (candidates && !score(by, by->leaves, job)) goto done;
+    if (want->kept && !want->again) {
+        want->kept[0] = (int32_t)best_of(mass, candidates, want->keep, scratch, found);
+        want->kept[1] = (int32_t)(first + n);
+        for (long i = 0; i < want->kept[0]; i++)
+            want->kept[2 + i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
+    }
     count = best_of(mass, candidates, want->budget, scratch, found);
     for (long i = 0; i < count; i++) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
