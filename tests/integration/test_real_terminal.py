@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,35 @@ pytestmark = [
 PATIENCE_S = 120
 
 
+def front_ends(root, folder):
+    """A folder for the module path that names the chat's front ends as an installed edgekv does."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    metadata = folder / "edgekv-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: edgekv\nVersion: 0\n")
+    rows = [f"{name} = {target}" for name, target in project["entry-points"]["edgekv.frontends"].items()]
+    (metadata / "entry_points.txt").write_text("\n".join(["[edgekv.frontends]", *rows, ""]))
+    return folder
+
+
 @pytest.fixture
 def terminal(data_dir, tmp_path):
     """Starts `edgekv chat` in a new tmux session of 80 by 24; what it returns types and looks."""
     root = Path(__file__).parents[2]
-    folders = [root, root / "kernels", root / "storage", root / "tui", os.environ.get("PYTHONPATH", "")]
+    folders = [
+        front_ends(root, tmp_path / "metadata"),
+        root,
+        root / "kernels",
+        root / "storage",
+        root / "tui",
+        os.environ.get("PYTHONPATH", ""),
+    ]
     environ = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "EDGEKV_DATA_DIR": str(data_dir),
+        "EDGEKV_ENCRYPTION": "off",  # so that words would be found in the files
     }
-    socket = tmp_path / "tmux"
+    socket, shell_id = tmp_path / "tmux", tmp_path / "pid"
 
     def tmux(*arguments):
         command = ["tmux", "-S", str(socket), "-f", os.devnull, *arguments]
@@ -38,6 +58,7 @@ def terminal(data_dir, tmp_path):
     class Terminal:
         def start(self):
             program = f"{sys.executable} -m edgekv chat --max-tokens 400; echo ended with $?; sleep 1000"
+            program = f"echo $$ > {shell_id}; {program}"
             tmux("new-session", "-d", "-x", "80", "-y", "24", "-s", "chat", program)
 
         def presses(self, *keys):
@@ -58,8 +79,23 @@ def terminal(data_dir, tmp_path):
             self.sees("ended with 0")
             tmux("kill-server")
 
+        def closes_window(self):
+            """As a person does in the middle of it; returns once the program has ended, too."""
+            program = _children(int(shell_id.read_text()))[0]
+            tmux("kill-server")
+            deadline = time.monotonic() + PATIENCE_S
+            while Path(f"/proc/{program}").exists():
+                assert time.monotonic() < deadline, "the program outlives its window"
+                time.sleep(0.1)
+
     yield Terminal()
     subprocess.run(["tmux", "-S", str(socket), "kill-server"], capture_output=True, check=False)
+
+
+def _children(process_id):
+    return [
+        int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()
+    ]
 
 
 def test_chat_stop_quit_reopen_and_a_private_chat(terminal, data_dir):
@@ -88,6 +124,18 @@ def test_chat_stop_quit_reopen_and_a_private_chat(terminal, data_dir):
     terminal.presses("xyzzy-canary: remember this", "Enter")
     terminal.sees("xyzzy-canary", "exact;")
     terminal.end()
-    files = [path for path in data_dir.rglob("*") if path.is_file()]
-    assert files
-    assert not any(b"xyzzy-canary" in path.read_bytes() for path in files)
+    files = [path.read_bytes() for path in data_dir.rglob("*") if path.is_file()]
+    assert any(b"What is a lighthouse?" in file for file in files)
+    assert not any(b"xyzzy-canary" in file for file in files)
+
+
+def test_a_closed_window_keeps_what_was_said(terminal):
+    """Guards SIGHUP with the terminal gone: the part of the answer is kept, and no process stays behind."""
+    terminal.start()
+    terminal.sees("Nothing was said yet")
+    terminal.presses("Tell a very long story about a lighthouse.", "Enter")
+    terminal.sees("tokens/s · Esc stops")
+    terminal.closes_window()
+    terminal.start()
+    terminal.sees("[stopped]")
+    terminal.end()
