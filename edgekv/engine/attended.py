@@ -24,21 +24,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class FullAttention:
     """Of one pass over the columns `free` int32 `[n]` to choose from, and the `fixed` ones behind them: the last
-    lacks `num_missing` tokens. `slots_of(layer, columns)` finds, or brings, their leaves in `pool`.
+    lacks `num_missing` tokens. `placed(layer, columns)` finds, or brings, their leaves: slots in `pool` and turns
+    (or None), both where the pool is.
     """
 
-    slots_of: Callable[[int, Tensor], Tensor]
+    placed: Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
     pool: Tensor
     free: Tensor
     fixed: Tensor
     num_missing: int
     at_once: int
     scale: float
-    turns: Tensor | None
     style: Style
 
     def of(self, layer: int, q: Tensor) -> Tensor:
-        """What `free` gets of queries `[T, Hq, D]`, summed over them and their heads: float32 `[n]` on the CPU.
+        """What `free` gets of queries `[T, Hq, D]` on the pool's device, summed over them and their heads: float32
+        `[n]` on the CPU.
 
         With what `fixed` gets these would sum to T * Hq.
         """
@@ -47,7 +48,6 @@ class FullAttention:
         return torch.cat(lse, -1).softmax(-1).sum((0, 1))[: len(self.free)].cpu()
 
     def _part(self, layer: int, q: Tensor, columns: Tensor, *, is_last: bool) -> Tensor:
-        slots = self.slots_of(layer, columns)
+        slots, turns = self.placed(layer, columns)
         num_tokens = len(columns) * LEAF_TOKENS - (self.num_missing if is_last else 0)
-        turns = None if self.turns is None else self.turns.index_select(0, columns)
         return kernels.leaf_logsumexp(q, self.pool, slots, num_tokens, self.scale, turns, self.style)

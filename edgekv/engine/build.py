@@ -156,9 +156,8 @@ def _parts(
         in_place=in_place,
     )
     residency = Residency(mover, Placement())
-    selects = config.attention != "exact" and is_cpu  # leaves are scored and promoted in host memory as yet
-    selected = selected_attention(config, model, residency) if selects else None
-    runner = Runner(model.decoder, residency, selected, config.attention if selects else "exact")
+    selected = None if config.attention == "exact" else selected_attention(config, model, residency)
+    runner = Runner(model.decoder, residency, selected, config.attention)
     return runner, residency, ledger
 
 

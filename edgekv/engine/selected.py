@@ -1,7 +1,8 @@
 """Selected attention of one pass: sink, window and, between them, the columns that a policy chooses per layer.
 
 Beyond the model's trained window, far columns are attended at virtual positions within it. Leaves that were
-chosen and are not in memory are promoted first. Knows slots and columns; how they are ranked is the policy's.
+chosen and are not in the pool that is read are promoted first. Choosing takes place in host memory, also for a GPU.
+Knows slots and columns; how they are ranked is the policy's.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class _Pass:
     where: int32 `[num_layers, num_columns]`, slots in `pool` or ABSENT. writes: `[num_layers, n]`, slots in
     `written` of the columns from the first new token's on, which is the column's token `offset`. The last of the
     `fixed` columns lacks `num_missing` tokens; `around`: those of them that are weighed with what is chosen from.
-    `at_once`: columns that may be promoted together.
+    `at_once`: columns that may be promoted together. Pools and `writes` are on the device, the rest in host memory.
     """
 
     sequence: Sequence
@@ -306,12 +307,11 @@ class SelectedAttention:
                 self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
             if samples:
                 self._weigh(this, layer, q, listed)
-        slots = self._slots_of(this, layer, listed)
+        slots, turned = self._placed(this, layer, listed)
         num_tokens = len(listed) * LEAF_TOKENS - this.num_missing
         self.tally.num_steps += 1
         self.tally.num_tokens += num_tokens
         self.tally.slots.append(slots)
-        turned = None if this.turns is None else this.turns.index_select(0, listed)
         pool, scale, style = this.pool, self._scale, self._style
         if this.count == 1:
             return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]
@@ -327,7 +327,7 @@ class SelectedAttention:
         out = torch.empty(this.num_choices + len(this.fixed), dtype=torch.int32)
         step = Step(
             layer=layer,
-            q=sample,
+            q=sample.cpu(),
             scale=self._scale,
             columns=this.choice,
             num_columns=this.num_choices,
@@ -349,23 +349,25 @@ class SelectedAttention:
         if not (self._selector.needs_attended and this.num_choices):
             return None
         return FullAttention(
-            slots_of=partial(self._slots_of, this),
+            placed=partial(self._placed, this),
             pool=this.pool,
             free=torch.arange(this.choice.start, this.choice.stop, dtype=torch.int32),
             fixed=this.fixed,
             num_missing=this.num_missing,
             at_once=this.at_once,
             scale=self._scale,
-            turns=this.turns,
             style=self._style,
         )
 
-    def _slots_of(self, this: _Pass, layer: int, columns: Tensor) -> Tensor:
-        """Slots of `columns`, after bringing up those that are away."""
+    def _placed(self, this: _Pass, layer: int, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Slots of `columns`, after bringing up those that are away, and their turns; both where the pool is."""
         promoted = self._residency.promotion.promoted
         if promoted.is_partial:
             self._reach(layer, columns)
-        return this.where[layer].index_select(0, columns)
+        slots = this.where[layer].index_select(0, columns).to(this.pool.device)
+        if this.turns is None:
+            return slots, None
+        return slots, this.turns.index_select(0, columns).to(this.pool.device)
 
     def _reach(self, layer: int, columns: Tensor) -> None:
         """Bring up those of `columns` that are away."""
@@ -386,7 +388,7 @@ class SelectedAttention:
         keys = this.abstracts.keys(layer)
         num_columns = len(keys)
         mass = kernels.score_leaves(
-            q, keys, None, 0, num_columns, self._scale, turns=this.turns, style=self._style
+            q.cpu(), keys, None, 0, num_columns, self._scale, turns=this.turns, style=self._style
         )
         kept = mass[attended[attended < num_columns].long()].sum() / mass.sum()
         self.tally.mass += float(kept)

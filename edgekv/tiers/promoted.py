@@ -1,8 +1,9 @@
 """Single leaves of one sequence, brought up because a step selected them; the least recently used give way.
 
 All are clean copies of what lies lower, so giving one up is free. On a CPU they lie in the host pool, which is
-attended where it lies; on a GPU in the device pool. `where` is the one table selection looks up slots in: it
-covers whole columns in memory as well. Knows slots and steps, not why a leaf was selected.
+attended where it lies; on a GPU in the device pool, and those from disk land on the host first. `where` is the one
+table selection looks up slots in: it covers whole columns in memory as well. Knows slots and steps, not why a leaf
+was selected.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from edgekv.cache.directory import ABSENT
 from edgekv.tiers.arrivals import DamagedColumns
+from edgekv.tiers.landing import Landing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,6 +56,7 @@ class PromotedLeaves:
     def __init__(self, mover: Mover) -> None:
         self._mover = mover
         self.tier = mover.host if mover.in_place else mover.device
+        self.landing = None if mover.in_place or mover.disk is None else Landing(mover)
         num_slots = self.tier.slots.num_slots
         self._layer_of = np.zeros(num_slots, np.int32)
         self._column_of = np.zeros(num_slots, np.int32)
@@ -94,6 +97,8 @@ class PromotedLeaves:
         """Give every slot back. Nothing may be in flight."""
         if len(self._owned):
             self.tier.give(self._owned)
+        if self.landing is not None:
+            self.landing.close()
         self._owned = np.empty(0, np.int32)
         self._free = []
         self._sequence, self._version = None, -1
@@ -214,12 +219,12 @@ class PromotedLeaves:
         held = host != ABSENT
         if held.any():  # a GPU: from the host pool
             self._mover.copy_slots(self._mover.host, host[held], self._mover.device, slots[held])
+            self._mover.lane.host_waits()  # what lies on the host may give way to a read before long
         on_disk, into = columns[~held].astype(np.intp), slots[~held]
         damaged = self._read(layer, on_disk, into)
         if len(damaged):  # out of memory or of descriptors just then? The store knows which are lost for good
             again = np.isin(on_disk, damaged)
             damaged = self._read(layer, on_disk[again], into[again])
-        self._mover.lane.computation_waits()
         if len(damaged):
             self._give(slots)
             raise DamagedColumns(int(damaged.min()), len(damaged))
@@ -231,8 +236,10 @@ class PromotedLeaves:
         assert self._mover.disk is not None, "a leaf is nowhere"
         assert self._sequence is not None
         places = self._sequence.directory.places
-        read = self._mover.disk.read(places, layer, columns, slots, self.tier, waits=True)
         self._brought.num_read += len(columns)
+        if self.landing is not None:
+            return self.landing.read(places, layer, columns, slots)
+        read = self._mover.disk.read(places, layer, columns, slots, self.tier, waits=True)
         return read.wait()
 
     def _slots_for(self, layer: int, columns: NDArray[np.int32]) -> NDArray[np.int32]:

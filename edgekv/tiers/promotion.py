@@ -1,6 +1,6 @@
 """What selected attention keeps in memory: abstracts of every column to choose from, and the leaves it chose.
 
-Both share the host's limit with whole columns (on a GPU promoted leaves lie on the device). Makes abstracts of
+Both share the host's limit with whole columns (on a GPU promoted leaves share the device's). Makes abstracts of
 what was computed or stored without them. Knows rooms and places; not what is selected nor why.
 """
 
@@ -64,16 +64,18 @@ class Promotion:
             self._keys_ahead = KeysAhead(self._kept)
         self.promoted = PromotedLeaves(mover)
 
-    def open(self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int) -> Abstracts | None:
+    def open(
+        self, sequence: Sequence, num_columns: int, num_slots: int, at_least: int
+    ) -> Abstracts | MemoryTier:
         """Abstracts of the first `num_columns` columns, and `num_slots` slots for promoted leaves if so many are
-        away; None when there is no room for the abstracts or for `at_least` slots.
+        away; the tier that has no room for the abstracts, for `at_least` slots or for what passes through it.
 
         Raises:
             DamagedColumns: columns without abstracts could not be read back.
         """
         abstracts = self.make_abstracts(sequence, num_columns)
         if abstracts is None:
-            return None
+            return self._mover.host
         directory = sequence.directory
         num_away = directory.num_away(in_place=self._mover.in_place) * directory.num_layers
         self._floor = min(at_least, num_away)
@@ -86,8 +88,21 @@ class Promotion:
             if self.promoted.num_slots + tier.num_free < self._floor:
                 self._room_for(sequence, self._floor - self.promoted.num_slots)
             if not self.promoted.open(sequence, min(wanted, self.promoted.num_slots + tier.num_free)):
-                return None
-        return abstracts if self.promoted.num_slots >= self._floor else None
+                return tier
+        if self.promoted.num_slots < self._floor:
+            return tier
+        return abstracts if not wanted or self._can_land(sequence) else self._mover.host
+
+    def _can_land(self, sequence: Sequence) -> bool:
+        """Whether leaves can come from disk: to a GPU through slots of the host, taken last, since making room on
+        the device may cost them.
+        """
+        landing, host = self.promoted.landing, self._mover.host
+        if landing is None or landing.is_open:
+            return True
+        if host.num_free < landing.wanted:
+            self._make_room(landing.wanted * host.shape.leaf_bytes, sequence)
+        return landing.open()
 
     def _own_columns_give_way(self, sequence: Sequence, num_slots: int) -> None:
         """Drop whole columns from the host as far as `num_slots` promoted leaves want their room.
@@ -134,6 +149,8 @@ class Promotion:
         if tier is self._mover.host:
             self._drop_idle_abstracts(active)
         if tier is not self.promoted.tier:
+            if self.promoted.landing is not None:  # opened again before the next pass that selects
+                self.promoted.landing.close()
             return
         if self.promoted.serves(active):
             self.promoted.shrink(max(self._floor, self.promoted.num_slots - num_slots))
@@ -246,18 +263,16 @@ class Promotion:
         mover, directory = self._mover, sequence.directory
         for tier, slots in ((mover.host, directory.host), (mover.device, directory.device)):
             if slots[layer, column] != ABSENT:
-                slot = torch.from_numpy(slots[layer, column : column + 1].copy()).to(tier.pool.device)
-                return kernels.pack_keys(tier.pool, slot)[0].cpu().numpy()
+                return _keys_in(tier, slots[layer, column])
         if (found := self.promoted.find(sequence, layer, int(column))) != ABSENT:
-            held = self.promoted.tier
-            return kernels.pack_keys(held.pool, torch.tensor([found], dtype=torch.int32))[0].cpu().numpy()
+            return _keys_in(self.promoted.tier, found)
         slot_taken = self._take_host(sequence, 1)
         assert mover.disk is not None, "a leaf is nowhere"
         try:
             read = mover.disk.read(directory.places, layer, np.array([column]), slot_taken, mover.host)
             if len(read.wait()):
                 raise DamagedColumns(int(column), 1)
-            return kernels.pack_keys(mover.host.pool, torch.from_numpy(slot_taken))[0].numpy()
+            return _keys_in(mover.host, slot_taken[0])
         finally:
             mover.host.give(slot_taken)
 
@@ -311,3 +326,9 @@ class Promotion:
             abstracts.extend(mover.host.pool, slots[:, None])
         finally:
             mover.host.give(slots)
+
+
+def _keys_in(tier: MemoryTier, slot: int | np.int32) -> NDArray[np.uint8]:
+    """Low-bit keys of the leaf in one slot."""
+    slots = torch.tensor([int(slot)], dtype=torch.int32, device=tier.pool.device)
+    return kernels.pack_keys(tier.pool, slots)[0].cpu().numpy()

@@ -17,6 +17,7 @@ from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
 from edgekv.cache.moves import MoveLog
 from edgekv.errors import CapacityError
 from edgekv.policies.placement import Candidate, Placement, own_order
+from edgekv.tiers.memory import MemoryTier
 from edgekv.tiers.promotion import Promotion
 from edgekv.tiers.stream import SegmentStream
 
@@ -162,12 +163,12 @@ class Residency:
         """Abstracts of the first `num_columns` columns, and room to promote `num_slots` leaves, or `at_least` some.
 
         Raises:
-            CapacityError: the host has no room for them.
+            CapacityError: the host, or on a GPU the device, has no room for them.
             DamagedColumns: columns without abstracts could not be read back from disk.
         """
         found = self.promotion.open(sequence, num_columns, num_slots, at_least)
-        if found is None:
-            raise CapacityError(self._too_small("host"))
+        if isinstance(found, MemoryTier):
+            raise CapacityError(self._too_small("device" if found is self.mover.device else "host"))
         return found
 
     def _open_stream(self, sequence: Sequence) -> None:

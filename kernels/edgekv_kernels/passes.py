@@ -121,6 +121,9 @@ class TokenPass:
     one after the other, which spares the native form a walk through all.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
+
+    q, k, v, pool, written and writes lie on one device. What is chosen from and by (where, fixed, turns, choosing)
+    lies in host memory: on CUDA each layer's query comes here, slots and turns of what is attended go there.
     """
 
     pool: torch.Tensor
@@ -150,7 +153,7 @@ class TokenPass:
         row = self.listed[layer]
         chosen = 0
         if self.choosing is not None:
-            chosen = self.choosing.of(layer, q, self.scale, row, self.turns, self.style)
+            chosen = self.choosing.of(layer, q.cpu(), self.scale, row, self.turns, self.style)
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
         columns = self.columns(layer)
@@ -158,9 +161,13 @@ class TokenPass:
         if (slots < 0).any():
             self.reach(layer, columns)
             slots = self.where[layer].index_select(0, columns)
-        turns = None if self.turns is None else self.turns.index_select(0, columns)
+        turns, device = None, self.pool.device
+        if self.turns is not None:
+            turns = self.turns.index_select(0, columns).to(device)
         num_tokens = len(columns) * LEAF_TOKENS - self.num_missing
-        return attend_leaves(q, self.pool, slots, num_tokens, self.scale, turns=turns, style=self.style)[0]
+        return attend_leaves(
+            q, self.pool, slots.to(device), num_tokens, self.scale, turns=turns, style=self.style
+        )[0]
 
     def columns(self, layer: int) -> torch.Tensor:
         """What the layer attended to, int32."""

@@ -292,6 +292,7 @@ def _result(q: torch.Tensor, num_rows: int, out: torch.Tensor | None) -> torch.T
 
 def _form(q: torch.Tensor, rows: torch.Tensor) -> Form:
     """The chosen form; native gives way to the reference for head dimensions it was not written for."""
+    assert q.is_cpu == rows.is_cpu, (q.device, rows.device)
     form = dispatch.form_of(rows)
     return "reference" if form == "native" and (q.shape[2] % 16 or q.shape[2] > MAX_DIM) else form
 

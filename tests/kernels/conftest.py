@@ -1,10 +1,6 @@
 """One fixture runs every kernel test over all forms that this machine can run."""
 
-import os
-
 import pytest
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its forms run on the CPU here
 
 import edgekv_kernels
 from edgekv_kernels import dispatch

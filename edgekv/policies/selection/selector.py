@@ -59,8 +59,8 @@ class AbstractsLike(Protocol):
 class Step:
     """One layer of one pass over one sequence.
 
-    q: float32 `[T, Hq, D]`, rotated at its positions; a block hands in a sample of its queries. The choice is
-    among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
+    q: float32 `[T, Hq, D]` on the CPU, rotated at its positions; a block hands in a sample of its queries. The
+    choice is among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
     around: int32 `[m]`, columns that are attended anyway and have abstracts, the sink and the nearest: what a head
     gives to them it does not ask of `columns`, so they belong into the softmax of every estimate.
     turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
