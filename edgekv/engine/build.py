@@ -11,12 +11,13 @@ import torch
 
 from edgekv.cache.leaf import LeafShape
 from edgekv.cache.ledger import Ledger, Tier
+from edgekv.engine.budget import Budget
 from edgekv.engine.engine import Engine
 from edgekv.engine.front import IdsFront, ModelFront
 from edgekv.engine.machine import choose_device, device_budget, free_memory, num_cores
 from edgekv.engine.positions import VirtualLayout
 from edgekv.engine.runner import Runner
-from edgekv.engine.selected import Budget, SelectedAttention
+from edgekv.engine.selected import SelectedAttention
 from edgekv.errors import ConfigError, ModelLoadError
 from edgekv.models.config import ModelConfig
 from edgekv.models.gguf import open_gguf

@@ -20,6 +20,7 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.engine.asking import asking, checked
 from edgekv.engine.attended import FullAttention
+from edgekv.engine.budget import SINK_COLUMNS, Budget
 from edgekv.engine.tally import AttentionTally
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.residency import Residency
 
-SINK_COLUMNS = 1
 PROMOTED_STEPS = 8  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = (
@@ -43,36 +43,7 @@ SAMPLE_TIERS = (
 )
 SAMPLE_PASSES = 64  # the mass that was kept is measured in one of so many decode passes
 FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
-MIN_WINDOW_COLUMNS = 4
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Columns that one step reads: the sink, the window's, and those that are chosen."""
-
-    num_columns: int
-    window_columns: int
-
-    @classmethod
-    def of(cls, num_tokens: int, window_tokens: int) -> Budget:
-        """Of `num_tokens` unique tokens, `window_tokens` of them (64 at least) for the window."""
-        columns = max(SINK_COLUMNS + MIN_WINDOW_COLUMNS, num_tokens // LEAF_TOKENS)
-        window = max(MIN_WINDOW_COLUMNS, window_tokens // LEAF_TOKENS)
-        return cls(columns, min(columns - SINK_COLUMNS, window))
-
-    @property
-    def num_choices(self) -> int:
-        """Columns that are chosen."""
-        return self.num_columns - self.window_columns - SINK_COLUMNS
-
-    def first_window(self, start: int) -> int:
-        """The window's first column in a pass that begins at token `start`."""
-        return max(SINK_COLUMNS, start // LEAF_TOKENS + 1 - self.window_columns)
-
-    def reads_all(self, start: int) -> bool:
-        """Whether everything before token `start` fits."""
-        return self.first_window(start) - SINK_COLUMNS <= self.num_choices
 
 
 @dataclass(frozen=True, slots=True)

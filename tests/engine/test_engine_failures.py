@@ -11,8 +11,8 @@ from engine_fixtures import Recorder, ask, engine_on
 from gguf_writer import write_tiny_gguf
 
 from edgekv.config import Config
+from edgekv.engine.budget import MIN_WINDOW_COLUMNS, SINK_COLUMNS, Budget
 from edgekv.engine.build import load_model
-from edgekv.engine.selected import MIN_WINDOW_COLUMNS, SINK_COLUMNS, Budget
 from edgekv.errors import PolicyError
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.selector import Selector
