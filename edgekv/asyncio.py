@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edgekv.conversation.foreign import ForeignChat
     from edgekv.conversation.opening import EngineFactory
     from edgekv.engine.request import Expect
-    from edgekv.events import Event, Result
+    from edgekv.events import Embeddings, Event, Result
     from edgekv.stats import Move, Snapshot
 
 
@@ -129,6 +129,10 @@ class AsyncRuntime:
     ) -> AsyncStream:
         """See `Runtime.stream_text`."""
         return AsyncStream(lambda: self.runtime.stream_text(text, cancel=cancel, **options))
+
+    async def embed(self, texts: Sequence[str | Sequence[int]]) -> Embeddings:
+        """See `Runtime.embed`."""
+        return await asyncio.to_thread(self.runtime.embed, texts)
 
     def stats(self) -> Snapshot:
         """See `Runtime.stats`; it never waits."""

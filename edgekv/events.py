@@ -6,7 +6,11 @@ Frozen data only; no torch, no I/O. A front end reads these and `stats.snapshot(
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "context"]
 Exactness = Literal["exact", "selected", "compressed"]
@@ -23,6 +27,16 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Static vectors of texts: `vectors` [N, D] float32, each of length 1; their dot product says how alike two
+    texts are in their words. `num_tokens` of all texts together.
+    """
+
+    vectors: NDArray[np.float32]
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

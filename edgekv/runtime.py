@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from edgekv.config import Config, load_config
 from edgekv.conversation.conversation import Conversation
+from edgekv.conversation.embedding import embed
 from edgekv.conversation.exchange import export_lines, import_lines
 from edgekv.conversation.journal import Identity, Meta, PrivateJournal, UnkeptJournal, translated
 from edgekv.conversation.library import SEQUENCE_ID_BYTES, Library, check_name, free_name
@@ -28,7 +29,7 @@ from edgekv.errors import ConversationError, StoreError
 from edgekv.stats import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from edgekv.config import AnswerOptions, Options
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edgekv.conversation.journal import Journal
     from edgekv.conversation.library import ConversationInfo
     from edgekv.conversation.opening import EngineFactory
+    from edgekv.events import Embeddings
     from edgekv.stats import Move
 
 
@@ -241,6 +243,16 @@ class Runtime:
                 self._raw = RawText(front=self._worker.front, config=self.config, executor=self._worker)
             raw = self._raw
         return raw.stream(text, cancel=cancel, **options)
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> Embeddings:
+        """Static vectors of texts (or of their token ids), made of the model's token vectors alone: quick, no KV.
+
+        They tell texts with the same words from others; they know no order of words. Vectors of different models
+        do not go together. Raises ConfigError for a text without tokens.
+        """
+        self._worker.check_usable()
+        with translated():
+            return embed(self._worker, texts)
 
     def stats(self) -> Snapshot:
         """What may be shown of this Runtime now (any thread, does not wait for the engine)."""

@@ -26,6 +26,7 @@ from edgekv.tiers.residency import EXTENT_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Sequence as Seq
 
     import numpy as np
     from numpy.typing import NDArray
@@ -308,6 +309,13 @@ class Engine:
             self._residency.expectations.fulfilled(sequence_id)  # also of what was not warm
             if self._residency.mover.disk is not None:
                 self._residency.mover.disk.forget(sequence_id)
+
+    def embed(self, texts: Seq[Seq[int]]) -> NDArray[np.float32] | None:
+        """Static vectors [N, D] of token lists; None while not loaded (any thread)."""
+        runner = (
+            self._loaded
+        )  # the engine's thread may unload meanwhile: these weights then live until this is done
+        return None if runner is None else runner.static.encode(texts)
 
     def cache_use(self, damaged_leaves: int | None = None) -> CacheUse:
         """Bytes per tier now and at their peaks; damaged leaves of one answer, or of all so far."""

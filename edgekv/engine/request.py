@@ -109,6 +109,10 @@ class EngineLike(Protocol):
         """
         ...
 
+    def embed(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32] | None:
+        """Static vectors [N, D] of token lists, no KV; None where the weights are not loaded (any thread)."""
+        ...
+
     def cache_use(self) -> CacheUse:
         """Bytes per tier now and at their peaks (any thread)."""
         ...

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgekv.engine.exact import ExactAttention
 from edgekv.events import AttentionUse
+from edgekv.models.static import StaticEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Ids
@@ -45,6 +46,7 @@ class Runner:
         self.residency = residency
         self.attention = attention
         self.selected = selected
+        self.static = StaticEncoder(decoder.embedding, decoder.device)
         self._exact = ExactAttention(residency, decoder.config.head_dim**-0.5)
 
     def selects(self, num_tokens: int, count: int = 1) -> bool:

@@ -17,10 +17,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgekv import AsyncConversation, AsyncRuntime, EdgeKVError
+from edgekv.server import embedding
 from edgekv.server.answer import Answer
 from edgekv.server.asked import ChatRequest, Common, TextRequest, parse
 from edgekv.server.body import read_body
 from edgekv.server.dialogues import Dialogues, Lent
+from edgekv.server.embedding import EmbeddingRequest
 from edgekv.server.errors import Refusal, refusal_of
 from edgekv.server.guard import Guard
 from edgekv.server.metrics import CONTENT_TYPE, Tally
@@ -93,13 +95,13 @@ class Service:
 
         return self._answer("completions", asked, begin, done)
 
-    async def embed(self, _request: Request) -> Response:
-        """POST /v1/embeddings: there is no encoder; the chat model's states are no embeddings."""
-        raise Refusal(
-            400,
-            "edgekv has no embedding encoder; use another program for embeddings",
-            code="unsupported_endpoint",
-        )
+    async def embed(self, request: Request) -> Response:
+        """POST /v1/embeddings: static vectors of the model's tokens."""
+        asked = parse(await read_body(request, self._most_body_bytes), EmbeddingRequest)
+        self._check_name(asked.model)
+        body = await asyncio.to_thread(embedding.answer, self._runtime, asked, self._model)
+        self.tally.request("embeddings", 200)
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""

@@ -146,7 +146,7 @@ class TextRequest(Common, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
-R = TypeVar("R", ChatRequest, TextRequest)
+R = TypeVar("R", bound=Struct)
 
 
 def parse(body: bytes, kind: type[R]) -> R:

@@ -49,8 +49,11 @@ def test_unloading_frees_the_weights_and_comes_back_warm(path, tmp_path):
         first = ask(engine, ids)
         want = ask(engine, [*ids, *first.token_ids, 7])
         pool = engine._residency.mover.device
+        vector = engine.embed([[5, 7], [9]])
+        assert (vector.shape, pytest.approx(1.0, abs=1e-5)) == ((2, 64), float(vector[0] @ vector[0]))
         engine.unload()
         gc.collect()
+        assert engine.embed([[5, 7]]) is None
         assert (engine.is_loaded, weights[0]()) == (False, None)
         assert (pool.view, pool.pool.numel()) == (None, 0)
         use = engine.cache_use()

@@ -50,6 +50,23 @@ def test_hints_reach_the_engine(open_runtime):
             chat.hint(**wrong)
 
 
+def test_vectors_do_not_wait_for_an_answer_and_load_the_model(open_runtime):
+    """Guards programs that chat and search: the answer under way may take minutes. Unloaded, it is loaded first."""
+    factory = FakeFactory()
+    runtime = open_runtime(factory)
+    factory.engine.hold.clear()
+    stream = runtime.conversation("a").stream("x")
+    found = runtime.embed(["aa", [4, 8, 5]])
+    assert (found.vectors.shape, found.num_tokens) == ((2, 4), 5)
+    factory.engine.hold.set()
+    stream.result()
+    runtime.unload()
+    assert (runtime.embed(["aa", [4, 8, 5]]).vectors == found.vectors).all()
+    assert runtime.stats().is_loaded
+    with pytest.raises(ConfigError, match="text 1 is empty"):
+        runtime.embed(["a", ""])
+
+
 def test_asyncio_has_them_too(data_dir):
     """Guards the asyncio face."""
 
@@ -59,6 +76,7 @@ def test_asyncio_has_them_too(data_dir):
             before = runtime.stats().is_loaded
             await runtime.load()
             (await runtime.conversation("a")).hint(expect="done")
+            assert (await runtime.embed(["a"])).num_tokens == 1
             return before, runtime.stats().is_loaded
 
     assert asyncio.run(main()) == (False, True)
