@@ -38,10 +38,8 @@ if TYPE_CHECKING:
 
 PROMOTED_STEPS = 8  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
-SAMPLE_TIERS = (
-    15  # decode passes between two whose leaves are counted by tier: they attend to nearly the same
-)
-SAMPLE_PASSES = 64  # the mass that was kept is measured in one of so many decode passes
+SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
+SAMPLE_PASSES = 64  # decode passes between two whose kept mass is measured, by a scan of all low-bit keys
 FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 
@@ -95,16 +93,18 @@ class SelectedAttention:
         self._style = layout.style
         self._owner: Sequence | None = None
         self._num_cuts = 0
-        self._num_passes = 0
+        self._until_sample = 0  # decode passes; of every answer the first is measured, if all keys are here
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
-        self._whole: kernels.TokenPass | None = None
-        self._column_key: tuple[int, int] | None = None
-        self._writes = self._fixed_columns = self._around = torch.empty(0, dtype=torch.int32)
+        self._whole: kernels.TokenPass | None = None  # while it runs
+        self._last: tuple[kernels.TokenPass, int, int] | None = (
+            None  # with the directory's version and the token
+        )
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
+        self._until_sample = 0
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
         num_on_device = round(tally.num_device_leaves)
@@ -153,26 +153,49 @@ class SelectedAttention:
             PolicyError: (also while the pass runs) the method of selection failed.
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
-        self._whole = None  # of a pass that failed
-        if sequence is not self._owner:
-            self._column_key = None  # another one may have come to the same version
-        if sequence is not self._owner or sequence.num_cuts != self._num_cuts:
+        last, self._last, self._whole = self._last, None, None
+        is_same = sequence is self._owner and sequence.num_cuts == self._num_cuts
+        if not is_same:
             with asking(self._selector):
                 self._selector.reset()
         self._owner, self._num_cuts = sequence, sequence.num_cuts
         arrivals.wait_all()  # abstracts are made of what has landed
+        samples = count == 1 and self._until_sample <= 0
+        self._until_sample -= count == 1
+        if count == 1 and not samples and is_same and last is not None and self._goes_on(sequence, last):
+            self._whole = last[0]
+            return self._whole
         this = self._open(sequence, count)
-        samples = self._samples(count, this.abstracts)
-        if count == 1 and not samples and (whole := self._token_pass(this)) is not None:
-            self._whole = whole
-            return whole
-        return partial(self._attend, this, self._full(this), samples)
+        samples = samples and this.abstracts.num_absent == 0
+        if samples:
+            self._until_sample = SAMPLE_PASSES
+        if count == 1 and not samples:
+            self._whole = self._token_pass(this)
+        return self._whole or partial(self._attend, this, self._full(this), samples)
+
+    def _goes_on(self, sequence: Sequence, last: tuple[kernels.TokenPass, int, int]) -> bool:
+        """Make `last`, the pass of a token, the one of the next token if that is in the same column and nothing has
+        moved since. Opening a pass anew takes a tenth of a token's time.
+        """
+        whole, version, token = last
+        start, offset = sequence.num_tokens, sequence.num_tokens % LEAF_TOKENS
+        promoted = self._residency.promotion.promoted
+        if (sequence.directory.version, start - 1) != (version, token) or not offset:
+            return False
+        if not (promoted.serves(sequence) and promoted.is_current):
+            return False
+        whole.offset, whole.num_missing = offset, LEAF_TOKENS - 1 - offset
+        whole.turns = self._layout.turns(start // LEAF_TOKENS, start + 1)
+        whole.node_turns = None if whole.turns is None else self._layout.node_turns
+        whole.phase = start
+        return True
 
     def end(self) -> None:
         """Count what a pass of one token attended, and note that it was used."""
-        whole, self._whole = self._whole, None
-        if whole is None:
+        whole, self._whole, owner = self._whole, None, self._owner
+        if whole is None or owner is None:
             return
+        self._last = whole, owner.directory.version, owner.num_tokens
         promoted, tally = self._residency.promotion.promoted, self.tally
         lengths = whole.counts.numpy() + len(whole.fixed)
         num_leaves = int(lengths.sum())
@@ -210,13 +233,8 @@ class SelectedAttention:
         pool = promotion.promoted.tier.arena
         first_window = budget.first_window(start)
         in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
-        key = (sequence.directory.version, tail)
-        if count > 1 or key != self._column_key:  # else all but the offset is as it was a token ago
-            self._column_key = key if count == 1 else None
-            writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
-            self._writes = torch.from_numpy(writes).to(pool.device)
-            self._fixed_columns = fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
-            self._around = fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))]
+        fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
+        writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
         return _Pass(
             sequence=sequence,
             count=count,
@@ -224,10 +242,10 @@ class SelectedAttention:
             where=where,
             pool=pool,
             written=residency.mover.device.pool,
-            writes=self._writes,
+            writes=torch.from_numpy(writes).to(pool.device),
             offset=offset,
-            fixed=self._fixed_columns,
-            around=self._around,
+            fixed=fixed,
+            around=fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))],
             choice=range(SINK_COLUMNS, max(SINK_COLUMNS, first_window)),
             num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
             at_once=budget.num_columns,
@@ -257,6 +275,7 @@ class SelectedAttention:
             choosing=choosing,
             reach=self._reach,
             node_turns=None if this.turns is None else self._layout.node_turns,
+            phase=this.sequence.num_tokens,
         )
 
     def _attend(
@@ -348,11 +367,6 @@ class SelectedAttention:
         away = chosen[promoted.where[layer, chosen] == ABSENT]
         if len(away):
             promoted.bring(layer, away)
-
-    def _samples(self, count: int, abstracts: Abstracts) -> bool:
-        """Whether this pass is one of those whose kept mass is measured: it costs a scan of all low-bit keys."""
-        self._num_passes += count == 1
-        return count == 1 and self._num_passes % SAMPLE_PASSES == 1 and abstracts.num_absent == 0
 
     def _weigh(self, this: _Pass, layer: int, q: Tensor, attended: Tensor) -> None:
         """Add the share of attention mass that falls on `attended`, by low-bit keys of every full column."""

@@ -111,7 +111,7 @@ class PromotedLeaves:
         return brought
 
     @property
-    def _is_current(self) -> bool:
+    def is_current(self) -> bool:
         """Whether `where` is as the sequence's directory says."""
         return self._sequence is not None and self._sequence.directory.version == self._version
 
@@ -127,7 +127,7 @@ class PromotedLeaves:
         Raises:
             DamagedColumns: it could not be read or verified.
         """
-        if sequence is not self._sequence or not self._is_current or not len(self._owned):
+        if sequence is not self._sequence or not self.is_current or not len(self._owned):
             return ABSENT
         if self._promoted[layer, column] == ABSENT:
             self.bring(layer, np.array([column], np.int32))
@@ -187,7 +187,7 @@ class PromotedLeaves:
 
     def touch(self, layer: int, columns: NDArray[np.int32]) -> None:
         """These are attended to next: they do not give way to those of them that have to be brought."""
-        assert self._is_current, "room was made while a pass runs: its table of slots is stale"
+        assert self.is_current, "room was made while a pass runs: its table of slots is stale"
         self._now += 1
         slots = self._promoted[layer, columns]
         self._note_used(slots[slots != ABSENT])

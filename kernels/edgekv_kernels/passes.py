@@ -41,9 +41,10 @@ class Choosing:
     [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now. around: int32 [n], as
     `select_leaves` takes them.
 
-    A layer searches in one of `period` passes (`phase` counts them): the nodes for candidates, where there are more
-    than `max_candidates` columns, and ranks them. The best go to its row of `kept`, int32 [num_layers, n + 2] with
-    n >= budget: how many, the range's end, up to n columns. In between it ranks these and the columns that came since.
+    A layer searches in one of `period` passes (`phase`, a number of each pass): the nodes for candidates, where
+    there are more than `max_candidates` columns, and ranks them. The best go to its row of `kept`, int32
+    [num_layers, n + 2] with n >= budget: how many, the range's end, up to n columns. In between it ranks these and
+    the columns that came since.
     A count of 0: nothing was kept yet.
     """
 
@@ -59,7 +60,6 @@ class Choosing:
     alpha: float = ALPHA
     around: torch.Tensor | None = None
     period: int = 1
-    phase: int = 0
 
     def of(
         self,
@@ -69,22 +69,30 @@ class Choosing:
         out: torch.Tensor,
         turns: torch.Tensor | None,
         style: Style,
+        phase: int,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
         if self.last - self.first <= self.budget:
             count = self.last - self.first
             out[:count] = torch.arange(self.first, self.last, dtype=torch.int32)
         else:
-            count = self._rank(layer, q, scale, out, turns, style)
+            count = self._rank(layer, q, scale, out, turns, style, phase)
         self.winners[layer, :count] = out[:count]
         self.num_winners[layer] = count
         return count
 
     def _rank(
-        self, layer: int, q: torch.Tensor, scale: float, out: torch.Tensor, turns: torch.Tensor | None, style: Style
+        self,
+        layer: int,
+        q: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+        turns: torch.Tensor | None,
+        style: Style,
+        phase: int,
     ) -> int:
         row, bounds = self.kept[layer], (self.first, self.last)
-        searches = row[0] == 0 or (layer + self.phase) % self.period == 0
+        searches = row[0] == 0 or (layer + phase) % self.period == 0
         if not searches:
             since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
             columns = torch.cat((row[2 : 2 + int(row[0])], since))
@@ -122,6 +130,9 @@ class TokenPass:
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
 
+    phase: see `Choosing`; the token's number, say. For the next token of the same leaf `offset`, `num_missing`,
+    `turns`, `node_turns` and `phase` may be set and the pass run again; all else stays as it was at the first run.
+
     q, k, v, pool, written and writes lie on one device. What is chosen from and by (where, fixed, turns, choosing)
     lies in host memory: on CUDA each layer's query comes here, slots and turns of what is attended go there.
     """
@@ -139,8 +150,10 @@ class TokenPass:
     choosing: Choosing | None
     reach: Callable[[int, torch.Tensor], None]
     node_turns: torch.Tensor | None = None
+    phase: int = 0
     listed: torch.Tensor = field(init=False)
     counts: torch.Tensor = field(init=False)
+    native: _Native | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         num_layers, room = len(self.where), 0 if self.choosing is None else self.choosing.budget
@@ -153,7 +166,7 @@ class TokenPass:
         row = self.listed[layer]
         chosen = 0
         if self.choosing is not None:
-            chosen = self.choosing.of(layer, q.cpu(), self.scale, row, self.turns, self.style)
+            chosen = self.choosing.of(layer, q.cpu(), self.scale, row, self.turns, self.style, self.phase)
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
         columns = self.columns(layer)
@@ -199,6 +212,51 @@ def _fits(layer: LayerWeights, attend: TokenPass) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Native:
+    """What stays the same while a pass is run again: as the native form takes it, and what that points into."""
+
+    layers: tuple[object, ...]
+    place: tuple[int | float, ...]
+    choice: tuple[int | float, ...] | None
+    memory: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerWeights], attend: TokenPass) -> _Native:
+        one = layers[0]
+        assert attend.pool.shape[2:] == (one.num_kv_heads, LEAF_TOKENS, one.head_dim), attend.pool.shape
+        assert attend.where.stride(1) == 1
+        assert attend.writes.shape == (len(layers), 1), attend.writes.shape
+        for part in (attend.pool, attend.written, attend.writes, attend.fixed):
+            assert part.is_contiguous()
+        for part in (attend.where, attend.writes, attend.fixed):
+            assert part.dtype is torch.int32, part.dtype
+        scratch = torch.empty(one.qkv_width + one.num_heads * (one.head_dim + 1))
+        qkv = scratch.data_ptr()
+        attended = qkv + 4 * one.qkv_width
+        slots = torch.empty(attend.listed.shape[1], dtype=torch.int32)
+        place = (
+            qkv,
+            attended,
+            attended + 4 * one.num_heads * one.head_dim,
+            attend.pool.data_ptr(),
+            attend.where.data_ptr(),
+            attend.where.stride(0),
+            attend.written.data_ptr(),
+            attend.writes.data_ptr(),
+            attend.fixed.data_ptr(),
+            len(attend.fixed),
+            attend.listed.data_ptr(),
+            attend.counts.data_ptr(),
+            attend.listed.stride(0),
+            slots.data_ptr(),
+            attend.scale,
+            attend.style == "interleaved",
+        )
+        choice = None if attend.choosing is None else _choice(one, attend.choosing)
+        return cls(tuple(layer.native for layer in layers), place, choice, (scratch, slots))
+
+
 def _pass_native(
     hidden: torch.Tensor,
     layers: Sequence[LayerWeights],
@@ -206,64 +264,42 @@ def _pass_native(
     sin: torch.Tensor,
     attend: TokenPass,
 ) -> torch.Tensor:
-    one, turns = layers[0], attend.turns
-    assert hidden.shape == (1, len(one.attn_norm)), hidden.shape
+    if attend.native is None:
+        attend.native = _Native.of(layers, attend)
+    same, turns, nodes, choosing = attend.native, attend.turns, attend.node_turns, attend.choosing
+    assert hidden.shape == (1, layers[0].attn_norm.shape[0]), hidden.shape
     assert cos.shape == sin.shape, (cos.shape, sin.shape)
-    assert attend.pool.shape[2:] == (one.num_kv_heads, LEAF_TOKENS, one.head_dim), attend.pool.shape
-    assert attend.where.stride(1) == 1
-    assert attend.writes.shape == (len(layers), 1), attend.writes.shape
-    for part in (hidden, cos, sin, attend.pool, attend.written, attend.writes, attend.fixed):
-        assert part.is_contiguous()
-    for part in (attend.where, attend.writes, attend.fixed):
-        assert part.dtype is torch.int32, part.dtype
-    scratch = torch.empty(one.qkv_width + one.num_heads * (one.head_dim + 1))
-    qkv = scratch.data_ptr()
-    attended = qkv + 4 * one.qkv_width
-    slots = torch.empty(attend.listed.shape[1], dtype=torch.int32)
-    natives = tuple(layer.native for layer in layers)
-    choice = None if attend.choosing is None else _choice(one, attend.choosing, turns, attend)
+    assert hidden.is_contiguous()
+    assert cos.is_contiguous()
+    assert sin.is_contiguous()
+    assert nodes is None or choosing is None or nodes.shape[0] >= choosing.nodes.shape[1]
     layer, attends = 0, False
     while True:
         layer = dispatch.native.pass_layers(
-            natives,
+            same.layers,
             layer,
             attends,
             hidden.data_ptr(),
-            qkv,
-            attended,
-            attended + 4 * one.num_heads * one.head_dim,
             cos.data_ptr(),
             sin.data_ptr(),
             cos.shape[1],
-            attend.pool.data_ptr(),
-            attend.where.data_ptr(),
-            attend.where.stride(0),
-            attend.written.data_ptr(),
-            attend.writes.data_ptr(),
             attend.offset,
-            attend.fixed.data_ptr(),
-            len(attend.fixed),
             attend.num_missing,
-            attend.listed.data_ptr(),
-            attend.counts.data_ptr(),
-            attend.listed.stride(0),
-            slots.data_ptr(),
-            attend.scale,
             0 if turns is None else turns.data_ptr(),
             0 if turns is None else turns.shape[1],
-            attend.style == "interleaved",
-            choice,
+            0 if nodes is None else nodes.data_ptr(),
+            attend.phase,
+            same.place,
+            same.choice,
         )
-        if layer == len(layers):
+        if layer == len(same.layers):
             return hidden
         attend.reach(layer, attend.columns(layer))
         attends = True
 
 
-def _choice(
-    one: LayerWeights, choosing: Choosing, turns: torch.Tensor | None, attend: TokenPass
-) -> tuple[int | float, ...]:
-    """What the native form is told of the choice: `select_leaves`' job, then what differs between layers."""
+def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
+    """What the native form is told of the choice."""
     assert 0 <= choosing.first <= choosing.last <= choosing.keys.shape[1]
     assert choosing.budget <= choosing.winners.shape[1]
     assert choosing.winners.stride(1) == choosing.num_winners.stride(0) == 1
@@ -271,25 +307,15 @@ def _choice(
     assert choosing.nodes[0].is_contiguous()
     assert choosing.kept.dtype is torch.int32
     assert choosing.kept.shape[1] >= choosing.budget + 2
-    node_turns = attend.node_turns
-    assert node_turns is None or (node_turns.is_contiguous() and len(node_turns) >= choosing.nodes.shape[1])
     around = choosing.around
     assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
     return (
-        0,
-        0,
-        0,
         choosing.first,
         choosing.last - choosing.first,
-        attend.scale,
-        1,
         one.num_heads,
+        one.num_kv_heads,
         one.head_dim,
-        one.num_heads * one.head_dim,
         choosing.keys.shape[2],
-        0 if turns is None else turns.data_ptr(),
-        0 if turns is None else turns.shape[1],
-        attend.style == "interleaved",
         choosing.keys.data_ptr(),
         choosing.keys.stride(0),
         choosing.nodes.data_ptr(),
@@ -303,10 +329,8 @@ def _choice(
         choosing.alpha,
         0 if around is None else around.data_ptr(),
         0 if around is None else len(around),
-        0 if node_turns is None else node_turns.data_ptr(),
         choosing.kept.data_ptr(),
         choosing.kept.stride(0),
         choosing.kept.shape[1] - 2,
         choosing.period,
-        choosing.phase,
     )

@@ -10,6 +10,7 @@ from gguf_writer import write_tiny_gguf
 
 from edgekv.config import Config
 from edgekv.engine.build import load_model
+from edgekv.engine.selected import SelectedAttention
 from edgekv.errors import CapacityError, ContextOverflow
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.methods import SELECTORS
@@ -251,8 +252,37 @@ def test_slots_of_another_sequence_are_never_written_to(model):
     other = b"o" * 16
     with engine_on(model, attention="selected", budget=128) as engine:
         ask(engine, prompt(290, seed=1), durable=False, sequence_id=other, max_tokens=3)
-        slots = torch.from_numpy(engine._residency.sequences[other].directory.device[:, 290 // 16].copy()).long()
+        slots = torch.from_numpy(
+            engine._residency.sequences[other].directory.device[:, 290 // 16].copy()
+        ).long()
         assert (slots >= 0).all()
         before = engine._residency.mover.device.pool[slots].clone()
         ask(engine, prompt(290), durable=False, max_tokens=3)
         assert torch.equal(engine._residency.mover.device.pool[slots], before)
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_a_pass_that_goes_on_is_as_one_made_anew(model, short_model, monkeypatch, beyond):
+    """Guards what is kept from token to token within a column: place, missing tokens, turned queries, searches."""
+    answers, went_on, goes_on = {}, [], SelectedAttention._goes_on
+    for anew in (False, True):
+        one = short_model if beyond else model
+        with monkeypatch.context() as patch, engine_on(one, attention="selected", budget=128) as engine:
+            patch.setattr(
+                SelectedAttention,
+                "_goes_on",
+                (lambda *_: False) if anew else (lambda *a: went_on.append(goes_on(*a)) or went_on[-1]),
+            )
+            result = ask(engine, prompt(500), durable=False, max_tokens=40)
+            answers[anew] = (result.token_ids, result.attention.mean_tokens, result.attention.most_read)
+    assert answers[False] == answers[True]
+    assert 30 <= sum(went_on) < 39
+
+
+def test_every_answer_tells_the_mass_it_kept(model):
+    """Guards short answers: of passes numbered over all answers one in 64 was measured, and most told nothing."""
+    with engine_on(model, attention="selected", budget=128) as engine:
+        for seed in range(3):
+            use = ask(engine, prompt(290, seed), durable=False, max_tokens=3).attention
+            assert use.mass_kept is not None
+            assert 0 < use.mass_kept <= 1

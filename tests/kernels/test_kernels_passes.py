@@ -167,7 +167,8 @@ def test_the_best_are_kept(form, max_candidates):
     for phase in range(6):
         for each in passes:
             last = COLUMNS - 6 + phase // 2
-            each.choosing = replace(each.choosing, phase=phase, period=4, last=last)
+            each.choosing, each.phase = replace(each.choosing, period=4, last=last), phase
+            each.native = None
             if phase % 2:
                 each.node_turns = each.turns[::8].contiguous()
         layer_by_layer(passes[0])
@@ -176,7 +177,10 @@ def test_the_best_are_kept(form, max_candidates):
         for index in range(LAYERS):
             assert torch.equal(attend.columns(index), plain.columns(index))
             assert attend.choosing.kept[index, 0] == 6
-            assert set(attend.columns(index)[:4].tolist()) <= {*attend.choosing.kept[index, 2:].tolist(), last - 1}
+            assert set(attend.columns(index)[:4].tolist()) <= {
+                *attend.choosing.kept[index, 2:].tolist(),
+                last - 1,
+            }
         assert torch.equal(attend.choosing.kept, plain.choosing.kept)
         ends = [last if phase == 0 or (index + phase) % 4 == 0 else ends[index] for index in range(LAYERS)]
         assert attend.choosing.kept[:, 1].tolist() == ends

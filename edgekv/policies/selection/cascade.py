@@ -39,7 +39,6 @@ class Cascade(Selector):
     _winners: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # [layers, room]
     _num_winners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     _kept: Tensor = field(default_factory=lambda: torch.empty((0, 0), dtype=torch.int32))  # of `Choosing`
-    _num_tokens: int = 0
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
@@ -58,7 +57,6 @@ class Cascade(Selector):
             return None
         keys = abstracts.all_keys
         self._make_room(len(keys), num_columns)
-        self._num_tokens += 1
         return kernels.Choosing(
             keys=keys,
             nodes=abstracts.all_nodes,
@@ -71,7 +69,6 @@ class Cascade(Selector):
             kept=self._kept,
             around=around,
             period=self.search_every,
-            phase=self._num_tokens,
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:

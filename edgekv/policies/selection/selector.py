@@ -125,8 +125,8 @@ class Selector(Protocol):
         num_columns: int,  # noqa: ARG002
         around: Tensor,  # noqa: ARG002
     ) -> kernels.Choosing | None:
-        """Methods that are nothing but `kernels.select_leaves` say with what, and decode passes choose without
-        returning to Python in every layer; None: `select` is asked.
+        """Methods that `kernels.Choosing` can carry out say with what, for the tokens of one column: decode passes
+        choose without returning to Python in every layer. None: `select` is asked.
         """
         return None
 

@@ -328,41 +328,45 @@ KERNEL(select_leaves) {
     return PyLong_FromLong(count);
 }
 
-/* Layers (a tuple of capsules), first, attends, hidden, qkv, attended, lse, cos, sin, half,
-   pool, where, where_stride, written, writes, offset, fixed, num_fixed, missing, listed, counts, listed_stride, slots,
-   scale, turns, turn_width, interleaved, then None or the choice: score job (14; its q and rows are not used), keys,
-   keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates, winners, num_winners, winners_stride, alpha,
-   around, num_around, node_turns, kept, kept_stride, keep, period, phase
+/* Layers (a tuple of capsules), first, attends, hidden, cos, sin, half, offset, missing, turns, turn_width, node_turns,
+   phase; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
+   fixed, num_fixed, listed, counts, listed_stride, slots, scale, interleaved; then None or one of the choice: first,
+   count, heads, kv_heads, dim, keys' width, keys, keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates,
+   winners, num_winners, winners_stride, alpha, around, num_around, kept, kept_stride, keep, period
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
-    ARGS(28)
-    PyObject *layers = args[0], *chooses = args[27];
+    ARGS(15)
+    PyObject *layers = args[0], *place = args[13], *chooses = args[14];
     const layer_weights *found[MAX_LAYERS];
     long num_layers = PyTuple_GET_SIZE(layers);
     if (num_layers > MAX_LAYERS) return PyErr_Format(PyExc_ValueError, "more than %d layers", MAX_LAYERS);
     for (long i = 0; i < num_layers; i++) found[i] = PyCapsule_GetPointer(PyTuple_GET_ITEM(layers, i), LAYER_NAME);
-    token_pass p = {.layers = found, .first = INTEGER(1), .last = num_layers,
-                    .attends = (int)INTEGER(2), .hidden = POINTER(3), .qkv = POINTER(4), .attended = POINTER(5),
-                    .lse = POINTER(6), .cos = POINTER(7), .sin = POINTER(8), .half = INTEGER(9), .pool = POINTER(10),
-                    .where = POINTER(11), .where_stride = INTEGER(12), .written = POINTER(13), .writes = POINTER(14),
-                    .offset = INTEGER(15), .fixed = POINTER(16), .num_fixed = INTEGER(17), .missing = INTEGER(18),
-                    .listed = POINTER(19), .counts = POINTER(20), .listed_stride = INTEGER(21), .slots = POINTER(22),
-                    .scale = REAL(23), .turns = POINTER(24), .turn_width = INTEGER(25),
-                    .interleaved = (int)INTEGER(26)};
+    const float *node_turns = POINTER(11);
+    token_pass p = {.layers = found, .first = INTEGER(1), .last = num_layers, .attends = (int)INTEGER(2),
+                    .hidden = POINTER(3), .cos = POINTER(4), .sin = POINTER(5), .half = INTEGER(6),
+                    .offset = INTEGER(7), .missing = INTEGER(8), .turns = POINTER(9), .turn_width = INTEGER(10),
+                    .choice = {.phase = INTEGER(12)}};
+    args = &PyTuple_GET_ITEM(place, 0);
+    p.qkv = POINTER(0), p.attended = POINTER(1), p.lse = POINTER(2);
+    p.pool = POINTER(3), p.where = POINTER(4), p.where_stride = INTEGER(5);
+    p.written = POINTER(6), p.writes = POINTER(7), p.fixed = POINTER(8), p.num_fixed = INTEGER(9);
+    p.listed = POINTER(10), p.counts = POINTER(11), p.listed_stride = INTEGER(12), p.slots = POINTER(13);
+    p.scale = REAL(14), p.interleaved = (int)INTEGER(15);
     if (chooses != Py_None) {
         args = &PyTuple_GET_ITEM(chooses, 0);
         p.chooses = 1;
-        p.choice = (choosing){.job = score_job_of(args, 6), .keys = POINTER(14), .keys_stride = INTEGER(15),
-                              .nodes = POINTER(16), .nodes_stride = INTEGER(17), .winners = POINTER(21),
-                              .num_winners = POINTER(22), .winners_stride = INTEGER(23)};
-        p.choice.want = (choice){.num_nodes = INTEGER(18), .budget = INTEGER(19), .max_candidates = INTEGER(20),
-                                 .around = POINTER(25), .num_around = INTEGER(26), .node_turns = POINTER(27)};
-        p.choice.kept = POINTER(28);
-        p.choice.kept_stride = INTEGER(29);
-        p.choice.want.keep = INTEGER(30);
-        p.choice.period = INTEGER(31);
-        p.choice.phase = INTEGER(32);
-        p.choice.job.alpha = REAL(24);
+        choosing *c = &p.choice;
+        c->job = (score_job){.first = INTEGER(0), .count = INTEGER(1), .scale = p.scale, .queries = 1,
+                             .heads = INTEGER(2), .kv_heads = INTEGER(3), .dim = INTEGER(4),
+                             .q_stride = INTEGER(2) * INTEGER(4), .width = INTEGER(5), .turns = p.turns,
+                             .turn_width = p.turn_width, .turn_step = 1, .interleaved = p.interleaved,
+                             .alpha = REAL(16)};
+        c->keys = POINTER(6), c->keys_stride = INTEGER(7), c->nodes = POINTER(8), c->nodes_stride = INTEGER(9);
+        c->winners = POINTER(13), c->num_winners = POINTER(14), c->winners_stride = INTEGER(15);
+        c->kept = POINTER(19), c->kept_stride = INTEGER(20), c->period = INTEGER(22);
+        c->want = (choice){.num_nodes = INTEGER(10), .budget = INTEGER(11), .max_candidates = INTEGER(12),
+                           .around = POINTER(17), .num_around = INTEGER(18), .node_turns = node_turns,
+                           .keep = INTEGER(21)};
     }
     NO_ERROR;
     Py_BEGIN_ALLOW_THREADS
