@@ -21,6 +21,7 @@ from edgekv_storage.io.disk import OsDisk
 
 SELECTED = {"attention": "selected", "budget": 128, "prefill_budget": 128}
 ON_DISK = {"device_leaves": 60, "host_leaves": 90, "io": "pread"}
+GPU = {**ON_DISK, "host_leaves": 60, "in_place": False}  # leaves land on the host
 SEQUENCE = b"s" * 16
 
 
@@ -93,12 +94,12 @@ def when_decoding(engine, act):
 
 
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
-@pytest.mark.parametrize("number", [1, 2, 9])
-def test_a_read_that_fails_once_is_made_again(model, stored, monkeypatch, number, code):
+@pytest.mark.parametrize(("number", "limits"), [(1, ON_DISK), (2, ON_DISK), (9, ON_DISK), (2, GPU), (9, GPU)])
+def test_a_read_that_fails_once_is_made_again(model, stored, monkeypatch, number, limits, code):
     """Guards leaves against a moment's shortage: out of memory in mid-step took stored leaves for damaged, and
     other tokens came out of what was computed in their place."""
     folder, want, want_logits = stored
-    with engine_on(model, folder, **SELECTED, **ON_DISK) as engine:
+    with engine_on(model, folder, **SELECTED, **limits) as engine:
         reads, seen = Reads(monkeypatch), Recorder(engine)
         when_decoding(engine, lambda: reads.fail(number, code))
         got = ask(engine, prompt(640), max_tokens=16)
@@ -108,11 +109,12 @@ def test_a_read_that_fails_once_is_made_again(model, stored, monkeypatch, number
         assert got.cache.damaged_leaves == 0
 
 
-@pytest.mark.parametrize("number", [2, 9])  # the first one reads low-bit keys, which are made anew
-def test_a_leaf_that_is_lost_in_mid_step_is_computed_again(model, stored, monkeypatch, number):
+# the first one reads low-bit keys, which are made anew
+@pytest.mark.parametrize(("number", "limits"), [(2, ON_DISK), (9, ON_DISK), (9, GPU)])
+def test_a_leaf_that_is_lost_in_mid_step_is_computed_again(model, stored, monkeypatch, number, limits):
     """Guards recovery in decode: the step ends, nothing is guessed, the answer goes on and the store is whole."""
     folder, want, _ = stored
-    with engine_on(model, folder, **SELECTED, **ON_DISK) as engine:
+    with engine_on(model, folder, **SELECTED, **limits) as engine:
         reads = Reads(monkeypatch)
         when_decoding(engine, lambda: reads.fail(number, errno.EIO, stays=True))
         got = ask(engine, prompt(640), max_tokens=16)
