@@ -1,5 +1,6 @@
 """What every test gets: no options from outside, a data directory of its own."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(
                 pytest.mark.skip(reason="needs a CUDA device, and to be asked for: pytest -m gpu")
             )
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: collections of garbage need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def _has_gpu():

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from fakes import FakeFactory
 from textual import events
+from textual._context import visible_screen_stack
+from textual.css.stylesheet import Stylesheet
 from textual.keys import _character_to_key
 
 from edgekv import Config, Runtime, found_models
@@ -27,6 +29,22 @@ def pytest_pyfunc_call(pyfuncitem):
     return True
 
 
+@pytest.fixture(scope="session", autouse=True)
+def styles_are_parsed_once():
+    """Every app parses the same style sheets: a third of its start."""
+    parse, known = Stylesheet._parse_rules, {}
+
+    def parse_once(self, css, *source, **options):
+        key = (css, source, *sorted(options.items()), frozenset(self._variables.items()))
+        if key not in known:
+            known[key] = parse(self, css, *source, **options)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stylesheet, "_parse_rules", parse_once)
+        yield
+
+
 class Person:
     """Someone in front of the chat."""
 
@@ -41,16 +59,30 @@ class Person:
 
     def screen(self):
         """What the terminal shows, as text."""
-        strips = self.app.screen._compositor.render_strips()
-        return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
+        return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in self.strips())
+
+    def strips(self):
+        """What the terminal shows, line by line, with its styles."""
+        visible_screen_stack.set(self.app._background_screens)  # what is drawn below dialogs, as Textual does
+        return self.app.screen._compositor.render_strips()
 
     async def sees(self, *texts, times=1):
         """Wait until all `texts` are on the screen (each at least `times`)."""
-        await self.until(lambda: all(self.screen().count(text) >= times for text in texts), texts)
+
+        def all_are_there():
+            screen = self.screen()
+            return all(screen.count(text) >= times for text in texts)
+
+        await self.until(all_are_there, texts)
 
     async def misses(self, *texts):
         """Wait until none of `texts` is on the screen."""
-        await self.until(lambda: not any(text in self.screen() for text in texts), f"no {texts}")
+
+        def none_is_there():
+            screen = self.screen()
+            return not any(text in screen for text in texts)
+
+        await self.until(none_is_there, f"no {texts}")
 
     async def until(self, condition, what="it"):
         deadline = time.monotonic() + PATIENCE_S

@@ -215,7 +215,7 @@ async def test_control_characters_never_reach_the_terminal(sit_down):
     async with sit_down(answer="a\x1b]0;owned\x07b\x1b[2J\u202ec [bold]d[/bold]") as person:
         await person.says("[red]x[/red]\x1b[31m")
         await person.sees(r"a\x1b]0;owned\x07b\x1b[2J\u202ec [bold]d[/bold]", r"[red]x[/red]\x1b[31m")
-        strips = person.app.screen._compositor.render_strips()
+        strips = person.strips()
         assert not any("\x1b" in segment.text for strip in strips for segment in strip)
 
 

@@ -25,7 +25,7 @@ def sees_look(request):
         for theme in themes:
             person.app.theme = theme
             await person.pilot.pause()
-            shots[theme] = person.app.screen._compositor.render_strips()
+            shots[theme] = person.strips()
             if "ansi" not in theme and len(person.app.screen_stack) == 1:
                 contrast, text = worst_contrast(shots[theme])
                 assert contrast >= READABLE, f"{theme}: {text!r} has a contrast of {contrast:.1f}"
@@ -45,7 +45,7 @@ async def test_looks_of_a_small_terminal(sit_down, sees_look):
         await person.talks("Which rivers are there?")
         await sees_look(person, "small_answer", THEMES)
         await person.presses("f4")
-        await person.sees("Memory", "device 208")
+        await person.sees("Memory", "device 208", "each step read")
         await sees_look(person, "small_memory")
         await person.presses("escape", "ctrl+t")
         await person.sees("PRIVATE")
@@ -59,7 +59,7 @@ async def test_looks_of_a_large_terminal(sit_down, sees_look):
     """Guards 200 by 60: list, conversation and memory side by side, and dialogs over them."""
     async with sit_down("trip", size=(200, 60), answer=ANSWER, config={"encryption": "off"}) as person:
         await person.talks("Which rivers are there?")
-        await person.sees("device 208", "● trip")
+        await person.sees("device 208", "each step read", "● trip")
         await sees_look(person, "large_answer", THEMES)
         await person.presses("ctrl+f")
         await person.types("river")

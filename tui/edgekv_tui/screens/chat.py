@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widget import MountError
-from textual.widgets import Footer, Markdown, Static
+from textual.widgets import Markdown, Static
 
 from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
@@ -24,6 +24,7 @@ from edgekv_tui.lines import pending_line, restored_line
 from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.chats import ChatList
+from edgekv_tui.widgets.keyline import KeyLine
 from edgekv_tui.widgets.memory import MemoryPanel
 from edgekv_tui.widgets.prompt import Prompt
 from edgekv_tui.widgets.status import Status
@@ -102,7 +103,7 @@ class ChatScreen(Screen[None]):
                 yield Status("loading the model…", id="status")
                 yield Prompt(self._changed_keys, id="prompt")
             yield MemoryPanel(self.session, id="memory")
-        yield Footer(compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Ready to write before the model is."""
