@@ -1,9 +1,9 @@
 """transcripts.db: what people wrote and were answered. Acknowledged means durable; a flipped row is named.
 
-SQLite in WAL mode with synchronous=FULL, one commit per turn or for several that come together; the private part of
-each row is sealed (rows.py). Knows conversations, turns and their order; not what is in a blob. Only the process that holds the
-data directory's lock may write, so two processes never interleave the turns of one conversation; others may
-read.
+SQLite in WAL mode with synchronous=FULL, one commit per turn or for several that come together; the private part
+of each row is sealed (rows.py). Knows conversations, turns and their order; not what is in a blob. Only the
+process that holds the data directory's lock may write, so two processes never interleave the turns of one
+conversation; others may read.
 """
 
 from __future__ import annotations
