@@ -112,8 +112,10 @@ class PromotedLeaves:
 
     @property
     def is_current(self) -> bool:
-        """Whether `where` is as the sequence's directory says."""
-        return self._sequence is not None and self._sequence.directory.version == self._version
+        """Whether `where` is as the sequence's directory says, and what is away can still come."""
+        if self._sequence is None or self._sequence.directory.version != self._version:
+            return False
+        return self.landing is None or self.landing.is_open or not self.is_partial
 
     def serves(self, sequence: Sequence | None) -> bool:
         """Whether its leaves are the ones held."""

@@ -11,6 +11,7 @@ from engine_fixtures import Recorder, ask, engine_on
 from far_device import far_device, load_far
 from gguf_writer import write_tiny_gguf
 
+from edgekv.cache.directory import ABSENT
 from edgekv.config import Config
 from edgekv.engine.build import load_model
 from edgekv.errors import CapacityError
@@ -127,6 +128,25 @@ def test_the_tier_without_room_is_named(near, far, stored, monkeypatch):
             ask(engine, prompt(800), max_tokens=1)
         for slots in taken:
             host.give(slots)
+
+
+def test_the_way_up_may_be_closed_between_two_tokens(near, stored):
+    """Guards passes that go on without being opened anew: host room was made, nothing moved, and the next leaf from
+    disk had no slot to land in.
+    """
+    with engine_on(near, stored[0], in_place=False, **SELECTED, **SMALL) as engine:
+        seen, promotion = Recorder(engine), engine._residency.promotion
+        inner, host = engine._runner.logits, engine._residency.mover.host
+
+        def logits(hidden):
+            promotion.give_way(engine._residency._active, 1, host)
+            for slots in promotion.promoted._promoted:
+                promotion.promoted._give(slots[slots != ABSENT])  # the next token needs leaves from disk
+            return inner(hidden)
+
+        engine._runner.logits = logits
+        ask(engine, prompt(800), max_tokens=4)
+        assert same(seen.all(), stored[2])
 
 
 def test_triton_forms_serve_it(near, far):
