@@ -15,6 +15,7 @@ from textual.keys import _character_to_key
 from edgekv import Config, Runtime, found_models
 from edgekv_tui.app import ChatApp
 from edgekv_tui.session import Session
+from edgekv_tui.widgets import memory
 
 PATIENCE_S = 20  # for a machine with a lot else to do; nothing waits longer than it must
 
@@ -85,10 +86,11 @@ class Person:
         await self.until(none_is_there, f"no {texts}")
 
     async def until(self, condition, what="it"):
-        deadline = time.monotonic() + PATIENCE_S
+        deadline, pause = time.monotonic() + PATIENCE_S, 0.004
         while not condition():
             assert time.monotonic() < deadline, f"waited for {what}; there is:\n{self.screen()}"
-            await asyncio.sleep(0.025)
+            await asyncio.sleep(pause)
+            pause = min(0.05, pause * 1.5)
 
     async def presses(self, *keys):
         """Press keys one after the other. (Pilot.press waits 0.1 s for each until the processor is idle.)"""
@@ -145,8 +147,9 @@ class Person:
 
 
 @pytest.fixture
-def sit_down(data_dir):
+def sit_down(data_dir, monkeypatch):
     """`async with sit_down(...) as person`: the chat, opened over the test's data directory."""
+    monkeypatch.setattr(memory, "EVERY_S", 0.1)
 
     @asynccontextmanager
     async def sit_down(

@@ -7,6 +7,7 @@ from fakes import FakeFactory
 
 from edgekv import ModelLoadError, Runtime
 from edgekv.conversation.kept import kept_conversations
+from edgekv_tui.widgets import transcript
 
 MARKDOWN = "Two **bold** words:\n\n- first\n- second\n\n```python\nx = 1\n```\n"
 
@@ -138,23 +139,24 @@ async def test_switching_in_the_middle_of_drawing_stops_nothing(sit_down):
         assert person.history()[0].answer == answer
 
 
-async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, data_dir):
+async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, data_dir, monkeypatch):
     """Guards long histories: layout takes time for what is mounted, and nothing said is out of reach."""
+    monkeypatch.setattr(transcript, "MOUNTED_TURNS", 8)
     with Runtime(engine_factory=FakeFactory(), data_dir=data_dir) as runtime:
-        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(60)])
+        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(20)])
     async with sit_down("a") as person:
-        transcript = person.app.chat_screen.query_one("#transcript")
-        await person.sees("question 59", "answer 59")
-        assert [view.number for view in transcript.views] == list(range(35, 60))
-        for first in (10, 0):
-            await transcript.show_earlier()
-            assert [view.number for view in transcript.views] == list(range(first, 60))
+        shown = person.app.chat_screen.query_one("#transcript")
+        await person.sees("question 19", "answer 19")
+        assert [view.number for view in shown.views] == list(range(12, 20))
+        for first in (4, 0):
+            await shown.show_earlier()
+            assert [view.number for view in shown.views] == list(range(first, 20))
         await person.talks("one more")
         await person.sees("one more", "hello there")
-        assert [view.number for view in transcript.views] == list(range(11, 61))
-        transcript.scroll_home(animate=False)
-        await person.until(lambda: transcript.views[0].number == 0, "those before them")
-        await transcript.reveal(5)
+        assert [view.number for view in shown.views] == list(range(5, 21))
+        shown.scroll_home(animate=False)
+        await person.until(lambda: shown.views[0].number == 0, "those before them")
+        await shown.reveal(5)
         await person.sees("question 5", "answer 5")
 
 

@@ -73,7 +73,7 @@ async def test_broken_markdown_and_a_resized_terminal(sit_down):
     scraps = random.Random(7)
     answer = "".join(scraps.choice(SCRAPS) for _ in range(60)) + "\n```\n\n# the end"
     async with sit_down("a", answer=answer, token_s=0.001, config={"max_tokens": 4000}) as person:
-        await person.says("line\n" * 500)
+        await person.says("line\n" * 100)
         for size in ((120, 40), (40, 12), (200, 60), (3, 2), (80, 24)):
             await person.pilot.resize_terminal(*size)
             await person.presses("pageup", "pagedown")

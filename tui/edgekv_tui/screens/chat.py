@@ -91,6 +91,7 @@ class ChatScreen(Screen[None]):
         self._deeds = Deeds(self)
         self._view: TurnView | None = None
         self._editing: int | None = None
+        self._mounting = asyncio.Lock()
         self.chat = session.draft()
 
     def compose(self) -> ComposeResult:
@@ -101,7 +102,7 @@ class ChatScreen(Screen[None]):
             with Vertical(id="main"):
                 yield Transcript(id="transcript")
                 yield Status("loading the model…", id="status")
-                yield Prompt(self._changed_keys, id="prompt")
+                yield Prompt(self._submit, self._changed_keys, id="prompt")
             yield MemoryPanel(self.session, id="memory")
         yield KeyLine()
 
@@ -133,14 +134,17 @@ class ChatScreen(Screen[None]):
         turns = chat.history()
         answering = chat.answering if chat.is_answering else None
         shown = turns if answering is None else turns[: answering.turn]
-        await self.query_one(Transcript).show(
-            shown, chat.branch_marks(), empty=EMPTY_PRIVATE if chat.private else EMPTY
-        )
+        async with self._mounting:
+            if chat is not self.chat:
+                return  # another conversation was chosen meanwhile
+            await self.query_one(Transcript).show(
+                shown, chat.branch_marks(), empty=EMPTY_PRIVATE if chat.private else EMPTY
+            )
         prompt.remember([turn.user for turn in turns])
         self.query_one(MemoryPanel).show(chat)
         self._show_title()
         if answering is not None:
-            await self._begin_showing(answering)
+            await self._begin_showing(chat, answering)
         elif chat.refusal is not None:
             self.say(chat.refusal, is_alert=True)
         elif turns and turns[-1].state == "pending":
@@ -168,25 +172,26 @@ class ChatScreen(Screen[None]):
         current = (self.chat.name, self.chat.private)
         self.query_one(ChatList).show(infos, self.session.in_memory(), current)
 
-    @on(Prompt.Submitted)
-    async def _send(self, message: Prompt.Submitted) -> None:
+    def _submit(self, text: str) -> None:
         if not self.session.is_open:
             self.notify("The model is still being loaded; nothing was sent.", severity="warning")
-            self.query_one(Prompt).give_back(message.text)
+            self.query_one(Prompt).give_back(text)
             return
         turn, self._editing = self._editing, None
-        chat = self.chat
-        if await self._begin(chat, lambda: chat.send(message.text, turn=turn)):
+        _: Worker[None] = self.run_worker(partial(self._send, self.chat, turn, text), group="send")
+
+    async def _send(self, chat: OpenChat, turn: int | None, text: str) -> None:
+        if await self._begin(chat, lambda: chat.send(text, turn=turn)):
             return
         if chat is self.chat:
             self._editing = turn
-            self.query_one(Prompt).give_back(message.text)
+            self.query_one(Prompt).give_back(text)
         else:
-            chat.unsent = f"{message.text}\n{chat.unsent}".rstrip("\n")
+            chat.unsent = f"{text}\n{chat.unsent}".rstrip("\n")
 
     async def _begin(self, chat: OpenChat, begin: Callable[[], Answering]) -> bool:
         """Whether it was begun, in `chat`: another one may be chosen while the answer before it is stopped."""
-        if chat.is_answering:
+        while chat.is_answering:
             answering = chat.answering
             if answering is None or not answering.is_stopping:
                 self.notify("An answer is being made; Esc stops it.", severity="warning")
@@ -199,14 +204,17 @@ class ChatScreen(Screen[None]):
             return False
         if chat is self.chat:
             self._stop_showing()
-            await self._begin_showing(answering)
+            await self._begin_showing(chat, answering)
         return True
 
-    async def _begin_showing(self, answering: Answering) -> None:
+    async def _begin_showing(self, chat: OpenChat, answering: Answering) -> None:
         """Show `answering` as it grows, from now on."""
-        before = self.chat.history()[: answering.turn]
-        self._view = await self.query_one(Transcript).begin(before, answering.user)
-        answering.on_change = lambda: self._update(answering)
+        async with self._mounting:
+            if chat is not self.chat:
+                return  # another conversation was chosen meanwhile
+            before = chat.history()[: answering.turn]
+            self._view = await self.query_one(Transcript).begin(before, answering.user)
+            answering.on_change = lambda: self._update(answering)
         await self._update(answering)
 
     def _stop_showing(self) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, ClassVar
 
-from textual.message import Message
 from textual.widgets import TextArea
 
 from edgekv_tui.keys import bindings_of, key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from textual import events
     from textual.binding import BindingType
@@ -33,21 +32,25 @@ class Prompt(TextArea):
         key("prompt.newline", "shift+enter,ctrl+j", "newline", "", "Begin a new line"),
     ]
 
-    class Submitted(Message):
-        """A person wants to say `text`; the prompt is empty already, `give_back` is for what cannot be said now."""
+    def __init__(
+        self,
+        submit: Callable[[str], None],
+        changed_keys: Mapping[str, str],
+        *,
+        id: str | None = None,  # noqa: A002  Textual's word
+    ) -> None:
+        """`changed_keys`: keys by the names of bindings, where they are not those above.
 
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
-
-    def __init__(self, changed_keys: Mapping[str, str], *, id: str | None = None) -> None:  # noqa: A002  its word
-        """`changed_keys`: keys by the names of bindings, where they are not those above."""
+        `submit` takes what is to be said when the prompt is empty already; `give_back` is for what cannot be said
+        now. No message of Textual's: it would come later, when another conversation may have been chosen.
+        """
         super().__init__(id=id, compact=True, highlight_cursor_line=False, placeholder="Say something")
         self._own_keys = {
             one: binding.action
             for binding in bindings_of(Prompt)
             for one in changed_keys.get(binding.id or "", binding.key).split(",")
         }
+        self._submit = submit
         self._folded: dict[str, str] = {}
         self._num_pastes = 0
         self._said: Sequence[str] = ()
@@ -78,7 +81,7 @@ class Prompt(TextArea):
         text = self.whole_text.strip()
         if text:
             self.empty()
-            self.post_message(self.Submitted(text))
+            self._submit(text)
 
     def action_newline(self) -> None:
         """A new line where the cursor is."""
