@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
 from edgekv.models.linear import Linear, weight_bytes
-from edgekv.policies.selection.cascade import MAX_CANDIDATES, SEARCH_EVERY
+from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, SEARCH_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,13 +31,17 @@ def decode_floor(
 ) -> float:
     """Seconds of one token that attends to `attended` tokens of `context`: the slowest link's, all working at once.
 
-    `promoted_bytes` come from disk.
+    `promoted_bytes` come from disk. Abstracts are read from host memory, also where the rest lies on a GPU.
     """
-    memory = machine.get("device_memory_read_gb_per_s") or machine["memory_read_gb_per_s"]
-    assert isinstance(memory, float)
+    host, device = machine["memory_read_gb_per_s"], machine.get("device_memory_read_gb_per_s")
+    assert isinstance(host, float)
     kv = attended * setting.shape.column_bytes / LEAF_TOKENS
     index = index_bytes_read(setting, context) if setting.selects else 0
-    seconds = (bytes_per_token(setting.model.decoder) + kv + index) / (memory * 1e9)
+    read = bytes_per_token(setting.model.decoder) + kv
+    if isinstance(device, float):
+        seconds = max(read / (device * 1e9), index / (host * 1e9))
+    else:
+        seconds = (read + index) / (host * 1e9)
     disk = machine.get("disk_read_mb_per_s")
     if promoted_bytes and isinstance(disk, float):
         seconds = max(seconds, promoted_bytes / (disk * 1e6))
@@ -56,8 +60,9 @@ def index_bytes_read(setting: Setting, context: int) -> int:
         case "window":
             layer = 0
         case "cascade":
-            nodes = columns // NODE_COLUMNS * node // SEARCH_EVERY if columns > MAX_CANDIDATES else 0
-            layer = nodes + min(columns, MAX_CANDIDATES) * keys
+            nodes = columns // NODE_COLUMNS * node if columns > MAX_CANDIDATES else 0
+            ranked = min(columns, MAX_CANDIDATES) + (SEARCH_EVERY - 1) * min(columns, KEPT)
+            layer = (nodes + ranked * keys) // SEARCH_EVERY
         case "leoam":
             layer = columns // _CHUNK_COLUMNS * node
         case "oracle":

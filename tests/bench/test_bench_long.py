@@ -1,12 +1,13 @@
 """Commands for contexts beyond the trained window (1,024 tokens here), on a tiny model."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from edgekv.bench import decode, filling, soak
+from edgekv.bench import decode, filling, floor, soak
 from edgekv.bench.floor import index_bytes_read
 from edgekv.bench.inside import residency_of
 from edgekv.bench.passkey import hidden_at
@@ -226,7 +227,11 @@ def test_a_bundled_text_is_repeated_under_another_name():
 
 @pytest.mark.parametrize(
     ("method", "columns", "want"),
-    [("window", 4096, 0), ("cascade", 256, 256 * 1176), ("cascade", 4096, 512 * 600 // 4 + 384 * 1176)],
+    [
+        ("window", 4096, 0),
+        ("cascade", 256, (256 + 3 * 128) * 1176 // 4),
+        ("cascade", 4096, (512 * 600 + (512 + 3 * 128) * 1176) // 4),
+    ],
 )
 def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, want):
     """Guards eta_decode: a floor without the index flatters, one with all low-bit keys does so more."""
@@ -237,3 +242,16 @@ def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, wan
 
     assert index_bytes_read(Fake, columns * 16) == want * 30
     assert np.isscalar(index_bytes_read(Fake, 16))
+
+
+def test_the_floor_of_a_gpu_reads_abstracts_from_host_memory(monkeypatch):
+    """Guards eta_decode on a GPU: leaves are chosen by abstracts in host memory, far slower than its own."""
+    monkeypatch.setattr(floor, "index_bytes_read", lambda *_: 2_000_000)
+    monkeypatch.setattr(floor, "bytes_per_token", lambda _decoder: 8_000_000)
+    setting = SimpleNamespace(
+        shape=SimpleNamespace(column_bytes=16_000), selects=True, model=SimpleNamespace(decoder=None)
+    )
+    host = {"memory_read_gb_per_s": 10.0}
+    assert floor.decode_floor(setting, host, 4096, 1000) == pytest.approx((8e6 + 1e6 + 2e6) / 1e10)
+    gpu = host | {"device_memory_read_gb_per_s": 1000.0}
+    assert floor.decode_floor(setting, gpu, 4096, 1000) == pytest.approx(2e6 / 1e10)
