@@ -158,6 +158,7 @@ class Session:
         self.model_name = "…"
         self.num_opens = 0
         self._opener = opener
+        self._closing = asyncio.Lock()
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
@@ -265,7 +266,14 @@ class Session:
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:
-        """Stop what runs, keep it, free the model. Private conversations end; it can be opened again."""
+        """Stop what runs, keep it, free the model. Private conversations end; it can be opened again.
+
+        Called twice, both return when all is kept.
+        """
+        async with self._closing:
+            await self._close()
+
+    async def _close(self) -> None:
         runtime, self._runtime = self._runtime, None
         self._chats.clear()
         self._infos = None
