@@ -56,6 +56,10 @@ def num_cores() -> int:
 
 
 def return_memory() -> None:
-    """Give what was freed back to the system: glibc keeps pieces of less than 32 MiB, most of a small model's."""
+    """Give what was freed back to the system: glibc keeps pieces of less than 32 MiB, most of a small model's, and
+    torch keeps all that it had of a GPU.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     with contextlib.suppress(AttributeError, OSError):  # another C library, which has no such habit
         ctypes.CDLL(None).malloc_trim(0)

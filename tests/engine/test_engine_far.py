@@ -77,6 +77,8 @@ def test_far_memory_changes_nothing(near, far, method):
     assert same(logits, want_logits)
     assert got.attention.mean_tokens == want.attention.mean_tokens <= 128
     assert got.attention.most_read == want.attention.most_read
+    if method != "exact":
+        assert got.attention.mass_kept == pytest.approx(want.attention.mass_kept, rel=1e-3)
 
 
 def test_auto_selects_on_a_far_device(far):
@@ -84,12 +86,12 @@ def test_auto_selects_on_a_far_device(far):
     options = {**SELECTED, "attention": "auto", "device_leaves": 24, "max_tokens": 1}
     with far_device():
         assert answer(far, ids=prompt(100), **options)[0].exactness == "exact"
-        assert answer(far, ids=prompt(250), **options)[0].exactness == "selected"
+        assert answer(far, ids=prompt(200), **options)[0].exactness == "selected"
 
 
 def test_leaves_on_the_host_come_up(near, far):
     """Guards promotion of what gave way to the host: single leaves, on the device before they are attended."""
-    options = {**SELECTED, "ids": prompt(400), "device_leaves": 40}
+    options = {**SELECTED, "ids": prompt(300), "device_leaves": 30, "max_tokens": 2}
     want, want_logits = answer(near, in_place=False, **options)
     with far_device():
         got, logits = answer(far, **options)

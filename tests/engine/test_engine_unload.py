@@ -5,12 +5,14 @@ import random
 import weakref
 
 import pytest
+import torch
 from engine_fixtures import KeepOpen, ask, engine_on
 from gguf_writer import write_tiny_gguf
 
 from edgekv.cache.expectations import Expected
 from edgekv.config import Config
 from edgekv.engine.build import assemble, load_model
+from edgekv.engine.machine import return_memory
 from edgekv_storage import DataDir
 
 LEAF_BYTES = 2 * 2 * 16 * 16 * 2
@@ -30,6 +32,15 @@ def model(path):
 
 def prompt(count, seed=0):
     return [random.Random(seed).randrange(4, 300) for _ in range(count)]
+
+
+def test_what_torch_keeps_of_a_gpu_is_returned(monkeypatch):
+    """Guards `unload` beside other programs: freed weights and pools stayed torch's, and no other found room."""
+    returned = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: returned.append(True))
+    return_memory()
+    assert returned
 
 
 def test_unloading_frees_the_weights_and_comes_back_warm(path, tmp_path):
