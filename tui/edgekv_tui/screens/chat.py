@@ -48,6 +48,7 @@ EMPTY_PRIVATE = "A private chat: nothing of it is written to disk, and it ends w
 class ChatScreen(Screen[None]):
     """One conversation at a time; answers of others go on behind it."""
 
+    AUTO_FOCUS = "#prompt"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (150, "-vast")]  # noqa: RUF012  Textual's form
     BINDINGS: ClassVar[list[BindingType]] = [
         key(
@@ -107,8 +108,7 @@ class ChatScreen(Screen[None]):
         yield KeyLine()
 
     def on_mount(self) -> None:
-        """Ready to write before the model is."""
-        self.query_one(Prompt).focus()
+        """There before the model is; one can write already."""
         self.session.on_change = self._list_again
         self._show_title()
 
