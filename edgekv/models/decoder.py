@@ -58,7 +58,9 @@ class Decoder:
         hidden = self.embedding.rows(token_ids)
         cos, sin = self.rope.rows(positions)
         if len(token_ids) == 1:
-            return self._one_token(hidden, cos, sin, attend)
+            # all layers at once: many small calls would take longer than their arithmetic
+            one_token = [layer.one_token for layer in self.layers]
+            return kernels.pass_layers_(hidden, one_token, cos, sin, attend)
         dtype = torch.float32 if len(token_ids) <= FEW_ROWS else torch.bfloat16  # what the matrices take
         for index, layer in enumerate(self.layers):
             x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps, dtype)
@@ -68,15 +70,6 @@ class Decoder:
             layer.attn_out.add_to(hidden, attend(index, q, k, v).flatten(1))
             x = kernels.rms_norm(hidden, layer.ffn_norm, self.config.rms_eps, dtype)
             layer.down.add_to(hidden, kernels.swiglu(layer.gate_up(x), dtype))
-        return hidden
-
-    def _one_token(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """The same for one token: many small calls would take longer than their arithmetic."""
-        if isinstance(attend, kernels.TokenPass):
-            return kernels.pass_layers_(hidden, [layer.one_token for layer in self.layers], cos, sin, attend)
-        for index, layer in enumerate(self.layers):
-            q, k, v = kernels.before_attend(hidden, layer.one_token, cos, sin)
-            kernels.after_attend_(hidden, attend(index, q, k, v), layer.one_token)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -192,10 +192,13 @@ def pass_layers_(
     layers: Sequence[LayerWeights],
     cos: torch.Tensor,
     sin: torch.Tensor,
-    attend: TokenPass,
+    attend: TokenPass | Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Take hidden float32 [1, C] of one token through all `layers`, in place; cos, sin as in `before_attend`."""
-    if dispatch.form_of(hidden) == "native" and _fits(layers[0], attend):
+    """Take hidden float32 [1, C] of one token through all `layers`, in place; cos, sin as in `before_attend`.
+
+    `attend` that is no `TokenPass` is called in each layer, as that would be.
+    """
+    if isinstance(attend, TokenPass) and dispatch.form_of(hidden) == "native" and _fits(layers[0], attend):
         return _pass_native(hidden, layers, cos, sin, attend)
     for index, layer in enumerate(layers):
         q, k, v = before_attend(hidden, layer, cos, sin)

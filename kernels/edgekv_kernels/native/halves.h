@@ -1,4 +1,4 @@
-/* The two halves of a layer for one token, before and after attention, each one parallel region.
+/* The two halves of a layer for one token, before and after attention, each one piece of work for all threads.
 
    A thread normalizes the whole hidden state and prepares it for itself: a few hundred values cost less than
    waiting for each other would. It then computes its share of the rows, gate and up rows that belong together,
@@ -31,9 +31,10 @@ static long half_scratch(const layer_weights *layer) {
     return (layer->hidden + k / 16 + 32 + arranged_size(k) + 2 * layer->ffn + 63) / 16 * 16;
 }
 
-/* out[0 .. end - begin) = or += rows [begin, end) of the matrices' joined rows times x; `work` as sized above */
-static void some_rows(const kernels *table, const matrix *parts, const float *x, long begin, long end, float *out,
-                      int accumulate, float *work) {
+/* out[0 .. end - begin) = or += rows [begin, end) of the matrices' joined rows times x. `work`, as sized above, holds
+   x prepared for weights like `known` (NULL: none); returns those for which it does afterwards. */
+static const weights *some_rows(const kernels *table, const matrix *parts, const float *x, long begin, long end,
+                                float *out, int accumulate, float *work, const weights *known) {
     for (const matrix *part = parts; begin < end; part++) {
         const weights *w = &part->w;
         if (begin < w->n) {
@@ -42,7 +43,9 @@ static void some_rows(const kernels *table, const matrix *parts, const float *x,
             if (w->bits != 16) {
                 job.sums = work;
                 job.arranged = work + groups + 16;
-                job.step = table->prepare(x, w, work, work + groups + 16);
+                if (!known || known->bits != w->bits || known->group != w->group || known->k != w->k)
+                    table->prepare(x, w, work, work + groups + 16);
+                known = w;
             }
             table->matmul(&job, begin, stop, 0);
             if (part->bias)
@@ -53,6 +56,7 @@ static void some_rows(const kernels *table, const matrix *parts, const float *x,
         begin -= w->n;
         end -= w->n;
     }
+    return known;
 }
 
 /* Ask for the beginning of what will be read from row `begin` on; while waiting for the others it comes for free. */
@@ -89,7 +93,7 @@ static void before_team(const void *p, int part, int parts) {
     long begin, end;
     shares((layer->heads + 2 * layer->kv_heads) * layer->dim, part, parts, &begin, &end);
     normalized(job, layer->attn_norm, x);
-    some_rows(job->table, layer->qkv, x, begin, end, job->out + begin, 0, x + layer->hidden);
+    some_rows(job->table, layer->qkv, x, begin, end, job->out + begin, 0, x + layer->hidden, NULL);
 }
 
 /* The whole first half; q and k normalized per head where the model does, and rotated. */
@@ -114,16 +118,16 @@ static void after_team(const void *p, int part, int parts) {
     long begin, end, first, last, f = layer->ffn;
     shares(layer->hidden, part, parts, &begin, &end);
     shares(f, part, parts, &first, &last);
-    some_rows(job->table, &layer->attn_out, job->attended, begin, end, job->hidden + begin, 1, work);
+    some_rows(job->table, &layer->attn_out, job->attended, begin, end, job->hidden + begin, 1, work, NULL);
     if (first < last) ask_for_rows(layer->gate_up, first);
     team_barrier();
     normalized(job, layer->ffn_norm, x);
-    some_rows(job->table, layer->gate_up, x, first, last, gated, 0, work);
+    const weights *known = some_rows(job->table, layer->gate_up, x, first, last, gated, 0, work, NULL);
     if (first < last) ask_for_rows(layer->gate_up, f + first);
-    some_rows(job->table, layer->gate_up, x, f + first, f + last, gated + (last - first), 0, work);
+    some_rows(job->table, layer->gate_up, x, f + first, f + last, gated + (last - first), 0, work, known);
     swiglu_job swiglu = {.in = gated, .out = job->out + first, .width = last - first};
     if (begin < end) ask_for_rows(&layer->down, begin);
     job->table->swiglu(&swiglu, 0, 1, 0);
     team_barrier();
-    some_rows(job->table, &layer->down, job->out, begin, end, job->hidden + begin, 1, work);
+    some_rows(job->table, &layer->down, job->out, begin, end, job->hidden + begin, 1, work, NULL);
 }

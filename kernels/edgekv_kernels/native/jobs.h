@@ -22,7 +22,7 @@ typedef struct {
     long n, k, group;
     int bits, scale_f32;
 } weights;
-typedef struct { const float *x, *sums, *arranged; weights w; float *out, step; long m; int accumulate; } matmul_job;
+typedef struct { const float *x, *sums, *arranged; weights w; float *out; long m; int accumulate; } matmul_job;
 typedef struct { weights w; void *out; int bf16; } unpack_job;
 
 typedef struct {
@@ -69,7 +69,7 @@ typedef struct {
 typedef struct {
     const char *name;
     range_fn norm, rope, swiglu, merge, matmul, unpack, append, attend;
-    float (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
+    void (*prepare)(const float *x, const weights *w, float *sums, float *arranged); /* for matmul of one x */
     void (*attend_finish)(const attend_job *job, int parts);
     range_fn pack_keys, pack_nodes, score_leaves, score_nodes;
     void (*score_prepare)(const score_job *job);

@@ -59,7 +59,6 @@ INLINE void FN(put_rows)(const matmul_job *job, long row, int R, const vf *acc) 
     if (R == 4) sums = fold(fold(acc[0], acc[1], 1), fold(acc[2], acc[3], 1), 2);
     else sums = fold(fold(sums, sums, 1), fold(sums, sums, 1), 2);
     for (int h = 4; h < W; h *= 2) sums = fold(sums, sums, h);
-    sums *= job->step;
     for (int r = 0; r < R; r++) job->out[row + r] = job->accumulate ? job->out[row + r] + sums[r] : sums[r];
 }
 
@@ -214,26 +213,24 @@ INLINE void FN(four_times_one)(const matmul_job *job, long row, int R) {
     else FN(rows_times_one)(job, row, R, 8, 16);
 }
 
-/* What all rows of w need of a single x: its group sums, padded with zeros, and its rearranged form.
-   Returns what the results are to be multiplied with. */
-static float FN(prepare)(const float *x, const weights *w, float *sums, float *arranged) {
+/* What all rows of w need of a single x: its group sums, padded with zeros, and its rearranged form. */
+static void FN(prepare)(const float *x, const weights *w, float *sums, float *arranged) {
     long groups = w->k / w->group;
 #ifdef HAS_VNNI
     for (long i = 0; i < 16; i++) sums[groups + i] = 0;
     digits512(x, w, sums, (int8_t *)arranged);
-    return 1.0f;
-#endif
+#else
     for (long i = 0; i < groups; i++) {
         vf sum = {0};
         for (long j = 0; j < w->group; j += W) sum += load(x + i * w->group + j);
         sums[i] = total(sum);
     }
     for (long i = 0; i < 16; i++) sums[groups + i] = 0;
-#if W == 16 && !defined(HAS_VNNI)
+#if W == 16
     if (w->bits == 4) arrange512(x, w->k, arranged);
 #endif
     (void)arranged;
-    return 1.0f;
+#endif
 }
 
 static void FN(matmul)(const void *p, long begin, long end, int part) {

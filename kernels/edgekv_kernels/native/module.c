@@ -144,7 +144,7 @@ KERNEL(matmul) { /* weights (8), x, out, m, accumulate */
         long groups = job.w.k / job.w.group, needed = groups + 16 + arranged_size(job.w.k);
         if (needed > 4096) sums = malloc((size_t)needed * 4);
         if (!sums) return PyErr_NoMemory();
-        job.step = best->prepare(job.x, &job.w, sums, sums + groups + 16);
+        best->prepare(job.x, &job.w, sums, sums + groups + 16);
         job.sums = sums;
         job.arranged = sums + groups + 16;
     }

@@ -13,7 +13,7 @@ typedef void (*range_fn)(const void *job, long begin, long end, int part);
 typedef void (*team_fn)(const void *job, int part, int parts);
 
 #define MAX_PARTS 64
-#define SPINS 20000 /* some 100 us: longer than any serial piece between two parallel ones, unless we were put aside */
+#define SPINS 20000 /* 0.2 to 1 ms by processor: longer than any serial piece, unless the one waited for was put aside */
 
 typedef struct {
     atomic_long round; /* counts pieces of work; -1: none will follow */
