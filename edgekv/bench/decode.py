@@ -1,14 +1,15 @@
 """`bench decode`: how fast one token follows another when the context is cached.
 
-One sequence grows from context to context; after each timed run it is cut back. Everything lies in the device pool,
-unless `--device-budget` is given: then the limits hold, and what they do not take lies in a store on disk.
+One sequence grows from context to context; after each timed run it is cut back and ends otherwise. Everything lies in
+the device pool, unless `--device-budget` is given: then the limits hold, and what they do not take lies on disk.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from edgekv.bench.alternate import alternate
@@ -24,27 +25,37 @@ if TYPE_CHECKING:
     from edgekv.bench.report import Labels, Row
     from edgekv.bench.setting import Setting
     from edgekv.engine.engine import Engine
-    from edgekv.events import Result
+    from edgekv.events import AttentionUse
 
 CONTEXTS = (512, 2048, 7936)
 NUM_TOKENS = 64
 PEER_CONTEXT = 32_768
 KEPT_FROM = 2048
+TURN_TOKENS = 32
+TURN_APART = 1_009  # tokens
 
 
 @dataclass(slots=True)
 class _Ours:
-    """Our side at one context; `last` is what its latest run told."""
+    """Our side at one context; what each run read goes to `uses`.
+
+    Every run ends with another short turn, taken from elsewhere in the text, so that it is answered from other
+    leaves: behind the same turn, leaves that the first run brought from disk would serve all that follow.
+    """
 
     engine: Engine
     ids: Sequence[int]
     durable: bool
-    last: Result | None = None
+    uses: list[AttentionUse] = field(default_factory=list)
 
     def __call__(self) -> float:
-        """Tokens per second; what the run before left of `ids` is reused."""
-        self.last = generate(self.engine, self.ids, NUM_TOKENS, durable=self.durable)
-        return self.last.timings.decode_tokens_per_s
+        """Tokens per second; what the run before left of `ids` is reused, but for its last turn."""
+        size = min(TURN_TOKENS, len(self.ids) // 2)
+        start = len(self.uses) * TURN_APART % (len(self.ids) - size)
+        ids = [*self.ids[: len(self.ids) - size], *self.ids[start : start + size]]
+        result = generate(self.engine, ids, NUM_TOKENS, durable=self.durable)
+        self.uses.append(result.attention)
+        return result.timings.decode_tokens_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,8 @@ def measure(
                 theirs()
             ours()
             figures = alternate(runs, ours, theirs)
-            assert ours.last is not None
             labels = setting.labels(context, text.name)
-            rows += _rows(setting, labels, context, figures, ours.last, machine)
+            rows += _rows(setting, labels, context, figures, ours.uses[1:], machine)
             if is_limited:
                 rows += _tier_rows(labels, engine)
     return rows + _kept(rows)
@@ -114,15 +124,14 @@ def _rows(
     labels: Labels,
     context: int,
     figures: tuple[list[float], list[float]],
-    last: Result,
+    uses: Sequence[AttentionUse],
     machine: Mapping[str, object],
 ) -> list[Row]:
     row = labels.measured("decode_tokens_per_s", "tok/s", *figures, better="higher")
     rows, attended, promoted = [row], context + NUM_TOKENS / 2, 0.0
     if setting.selects:
-        use = last.attention
-        attended = use.mean_tokens or attended
-        promoted = use.promoted_bytes / NUM_TOKENS
+        attended = mean(use.mean_tokens for use in uses) or attended
+        promoted = mean(use.promoted_bytes for use in uses) / NUM_TOKENS
         rows.append(labels.row("attended_tokens", "tokens, mean", ours=attended))
         rows.append(labels.row("promoted_bytes_per_token", "bytes from disk", ours=promoted))
     floor_s = decode_floor(setting, machine, context, attended, promoted)

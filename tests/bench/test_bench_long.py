@@ -72,7 +72,7 @@ def test_decode_under_limits_tells_what_lies_where(bench, monkeypatch):
     for tier in ("device", "host"):
         held = [rows[f"{tier}_{what}_bytes", 1500]["ours"] for what in ("leaf", "index")]
         assert 0 < sum(held) <= 512 << 10
-    assert rows["disk_leaf_bytes", 1500]["ours"] == 1500 // 16 * 16384
+    assert 93 <= rows["disk_leaf_bytes", 1500]["ours"] / 16384 <= 96  # and the turn that was cut off
     assert rows["host_index_bytes", 1500]["ours"] > 0
 
 
