@@ -1,7 +1,7 @@
 """`bench decode`: how fast one token follows another when the context is cached.
 
-One sequence grows from context to context; after each timed run it is cut back and ends otherwise. Everything lies in
-the device pool, unless `--device-budget` is given: then the limits hold, and what they do not take lies on disk.
+One sequence grows from context to context; after each timed run it is cut back and ends otherwise. Everything lies
+in the device pool, unless `--device-budget` is given: then the limits hold, and what they do not take lies on disk.
 """
 
 from __future__ import annotations
