@@ -132,6 +132,7 @@ class PromotedLeaves:
         if sequence is not self._sequence or not self.is_current or not len(self._owned):
             return ABSENT
         if self._promoted[layer, column] == ABSENT:
+            self._now += 1  # looked at once: it may give way to the next one
             self.bring(layer, np.array([column], np.int32))
         return int(self._promoted[layer, column])
 
