@@ -42,9 +42,9 @@ class Choosing:
     `select_leaves` takes them.
 
     A layer searches in one of `period` passes (`phase`, a number of each pass): the nodes for candidates, where
-    there are more than `max_candidates` columns, and ranks them. The best go to its row of `kept`, int32
-    [num_layers, n + 2] with n >= budget: how many, the range's end, up to n columns. In between it ranks these and
-    the columns that came since.
+    there are more than `max_candidates` columns, and ranks them. The best n, the first of all and what follows the
+    chosen ones go to its row of `kept`, int32 [num_layers, n + budget + 3] with n >= budget: how many, the range's
+    end, they. In between it ranks these and the columns that came since.
     A count of 0: nothing was kept yet.
     """
 
@@ -104,11 +104,12 @@ class Choosing:
         else:
             columns = torch.arange(*bounds, dtype=torch.int32)
         mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns, style)
-        if searches:
-            best = _best_of(mass, columns, len(row) - 2)
-            row[0], row[1] = len(best), self.last
-            row[2 : 2 + len(best)] = best
         best = _best_of(mass, columns, self.budget)
+        if searches:
+            kept = _best_of(mass, columns, len(row) - 3 - self.budget)
+            kept = torch.cat((kept, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
+            row[0], row[1] = len(kept), self.last
+            row[2 : 2 + len(kept)] = kept
         out[: len(best)] = best
         return len(best)
 
@@ -309,7 +310,7 @@ def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
     assert choosing.keys[0].is_contiguous()
     assert choosing.nodes[0].is_contiguous()
     assert choosing.kept.dtype is torch.int32
-    assert choosing.kept.shape[1] >= choosing.budget + 2
+    assert choosing.kept.shape[1] >= 2 * choosing.budget + 3
     around = choosing.around
     assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
     return (
@@ -334,6 +335,6 @@ def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
         0 if around is None else len(around),
         choosing.kept.data_ptr(),
         choosing.kept.stride(0),
-        choosing.kept.shape[1] - 2,
+        choosing.kept.shape[1] - choosing.budget - 3,
         choosing.period,
     )

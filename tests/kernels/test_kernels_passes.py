@@ -61,7 +61,7 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
             torch.zeros(LAYERS, budget, dtype=torch.int32),
             torch.zeros(LAYERS, dtype=torch.int32),
         )
-        kept = torch.zeros(LAYERS, 2 + budget + 2, dtype=torch.int32)
+        kept = torch.zeros(LAYERS, 2 + 2 * budget + 3, dtype=torch.int32)
         near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
         choosing = Choosing(
             keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, kept, around=near
@@ -176,7 +176,7 @@ def test_the_best_are_kept(form, max_candidates):
         plain, attend = passes
         for index in range(LAYERS):
             assert torch.equal(attend.columns(index), plain.columns(index))
-            assert attend.choosing.kept[index, 0] == 6
+            assert 6 <= attend.choosing.kept[index, 0] <= 11
             assert set(attend.columns(index)[:4].tolist()) <= {
                 *attend.choosing.kept[index, 2:].tolist(),
                 last - 1,

@@ -80,8 +80,8 @@ class Cascade(Selector):
             self._winners[:layers, :room] = before
             self._num_winners = torch.zeros(len(self._winners), dtype=torch.int32)
             self._num_winners[:layers] = counts
-            kept = max(self.kept, MARGIN * self._winners.shape[1])
-            self._kept = torch.zeros((len(self._winners), kept + 2), dtype=torch.int32)
+            room = max(self.kept, MARGIN * self._winners.shape[1]) + self._winners.shape[1]
+            self._kept = torch.zeros((len(self._winners), room + 3), dtype=torch.int32)
 
     def _last_winners(self, layer: int) -> Tensor:
         return self._winners[layer, : int(self._num_winners[layer])]

@@ -71,9 +71,9 @@ typedef struct {
     const int32_t *extra, *around;
     long budget, num_nodes, max_candidates, num_extra, num_around;
     const float *node_turns; /* a row per node, or NULL: every NODE-th of the columns' rows */
-    int32_t *kept; /* NULL, or room for the best `keep` of those ranked after a search: how many, range's end, they */
-    long keep;
-    int again; /* rank what was kept instead of searching, and the columns behind its range */
+    int32_t *kept; /* NULL, or room for what to rank until the next search: how many, the range's end, they */
+    long keep;     /* so many of the best; those behind the sink and a chosen one come along */
+    int again;     /* rank what was kept instead of searching, and the columns behind its range */
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -108,6 +108,17 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
     return 1;
 }
 
+/* The marked ones of n columns from `first` on; how many. */
+static long marked(const uint8_t *marks, long n, long first, int32_t *columns) {
+    long count = 0;
+    for (long i = 0; i < n; i++) {
+        uint64_t eight;
+        if (i + 8 <= n && (memcpy(&eight, marks + i, 8), eight == 0)) i += 7; /* most are not */
+        else if (marks[i]) columns[count++] = (int32_t)(first + i);
+    }
+    return count;
+}
+
 /* Candidates of the range to `columns`, ascending; how many, -1 without memory. */
 static long find_candidates(const scorer *by, const score_job *job, const choice *want, uint8_t *marks, float *mass,
                             float *scratch, int32_t *found, int32_t *columns) {
@@ -119,12 +130,7 @@ static long find_candidates(const scorer *by, const score_job *job, const choice
         return count;
     }
     if (!mark_candidates(by, job, want, marks, mass, scratch, found)) return -1;
-    for (long i = 0; i < n; i++) {
-        uint64_t eight;
-        if (i + 8 <= n && (memcpy(&eight, marks + i, 8), eight == 0)) i += 7; /* most are not */
-        else if (marks[i]) columns[count++] = (int32_t)(first + i);
-    }
-    return count;
+    return marked(marks, n, first, columns);
 }
 
 /* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
@@ -147,16 +153,20 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     job->num_around = want->num_around;
     job->count += want->num_around;
     if (candidates && !score(by, by->leaves, job)) goto done;
-    if (want->kept && !want->again) {
-        want->kept[0] = (int32_t)best_of(mass, candidates, want->keep, scratch, found);
-        want->kept[1] = (int32_t)(first + n);
-        for (long i = 0; i < want->kept[0]; i++)
-            want->kept[2 + i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
-    }
     count = best_of(mass, candidates, want->budget, scratch, found);
     for (long i = 0; i < count; i++) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
         if (want->mass) want->mass[i] = mass[found[i]];
+    }
+    if (want->kept && !want->again) {
+        memset(marks, 0, (size_t)n);
+        marks[0] = 1; /* what was read is read on, the sink as well: a number may go on in the next leaf */
+        for (long i = 0; i < count; i++)
+            if (want->out[i] + 1 < first + n) marks[want->out[i] + 1 - first] = 1;
+        long kept = best_of(mass, candidates, want->keep, scratch, found);
+        for (long i = 0; i < kept; i++) marks[job->columns ? columns[found[i]] - first : found[i]] = 1;
+        want->kept[0] = (int32_t)marked(marks, n, first, want->kept + 2);
+        want->kept[1] = (int32_t)(first + n);
     }
 done:
     free(mass);
