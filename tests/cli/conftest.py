@@ -1,58 +1,64 @@
 """The program `edgekv` with a fake engine, in this process and as a real one."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
+import cli_child
 import pytest
 
-DRIVER = """
-import sys
-from pathlib import Path
-import edgekv.runtime, edgekv.cli.commands as commands
-from fakes import FakeFactory
-from edgekv_tui import plain
-factory = FakeFactory(**{options})
-edgekv.runtime._load_engine_factory = lambda: factory
-edgekv.runtime._model_path = lambda config: Path("fake")
-class EntryPoint:
-    load = staticmethod(lambda: plain.run)
-commands.entry_points = lambda **kind: [EntryPoint]
-from edgekv.cli import main
-main()
-"""
+ROOT = Path(__file__).parents[2]
+FOLDERS = (".", "kernels", "storage", "tui", "tests", "tests/cli")
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)
+DRIVER = "import cli_child; cli_child.be_edgekv({options})"
+
+
+@pytest.fixture(scope="session")
+def forking():
+    """Starts processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cli_child"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHONPATH)
+        forkserver.ensure_running()
+    return context
+
+
+def run_forked(context, folder, args, stdin, environ, engine_options):
+    """What `subprocess.run` returns, of the program in a fork."""
+    folder.mkdir()
+    (folder / "in").write_text(stdin)
+    child = context.Process(target=cli_child.run, args=(args, str(folder), environ, engine_options))
+    child.start()
+    child.join(60)
+    assert child.exitcode is not None, "it hangs"
+    told = [(folder / name).read_text() for name in ("out", "err")]
+    return subprocess.CompletedProcess(args, child.exitcode, *told)
 
 
 @pytest.fixture
-def edgekv(data_dir):
+def edgekv(data_dir, forking, tmp_path_factory):
     """Runs `edgekv ARGS` as its own process over the test's data directory; `start=True` does not wait."""
-    root = Path(__file__).parents[2]
-    folders = [root, root / "kernels", root / "storage", root / "tui", root / "tests"]
     environ = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "PYTHONPATH": PYTHONPATH,
         "EDGEKV_DATA_DIR": str(data_dir),
         "PYTHONUNBUFFERED": "1",
     }
-    started = []
+    started, streams = [], tmp_path_factory.mktemp("streams")
 
     def call(*args, stdin="", start=False, terminal=None, env=None, **engine_options):
-        command = [sys.executable, "-c", DRIVER.replace("{options}", repr(engine_options)), *args]
         if start:
+            command = [sys.executable, "-c", DRIVER.replace("{options}", repr(engine_options)), *args]
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), terminal or subprocess.PIPE)
             own = {"start_new_session": True} if terminal else {}
             process = subprocess.Popen(command, env=environ | (env or {}), text=True, **pipes, **own)
             started.append(process)
             return process
-        return subprocess.run(
-            command,
-            input=stdin,
-            env=environ | (env or {}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        folder = streams / str(len(list(streams.iterdir())))
+        return run_forked(forking, folder, args, stdin, environ | (env or {}), engine_options)
 
     yield call
     for process in started:

@@ -49,16 +49,6 @@ def answer(done):
     return json.loads(done.stdout)
 
 
-def test_another_process_goes_on_without_computing_it_again(edgekv):
-    """Guards the main promise: after a restart all full leaves of the conversation are reused."""
-    first = answer(edgekv("run", STORY * 20, "-c", "a", "--json", "--max-tokens", "24"))
-    known = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
-    second = answer(edgekv("run", "What did he write down?", "-c", "a", "--json", "--max-tokens", "8"))
-    assert first["usage"]["reused_tokens"] == 0
-    assert known - second["usage"]["reused_tokens"] <= LEAF
-    assert second["cache"]["disk_bytes"] > 0
-
-
 def test_answers_do_not_depend_on_what_was_reused(data_dir):
     """Guards against reused KV that is almost right: the same greedy text computed, resumed and in tiny tiers."""
     questions = [STORY * 10 + "Continue.", "And then?", "Who was he?"]
@@ -66,8 +56,8 @@ def test_answers_do_not_depend_on_what_was_reused(data_dir):
     def talk(restart, name, **limits):
         texts = []
         runtime = Runtime(data_dir=data_dir, temperature=0, max_tokens=12, **limits)
-        for question in questions:
-            if restart:
+        for number, question in enumerate(questions):
+            if restart and number:
                 runtime.close()
                 runtime = Runtime(data_dir=data_dir, temperature=0, max_tokens=12, **limits)
             texts.append(runtime.conversation(name).send(question).text)
@@ -97,7 +87,7 @@ def test_cancel_in_prefill_keeps_what_was_computed(data_dir):
         chat = runtime.conversation("a")
         token = CancelToken()
         done_at_cancel = 0
-        for event in (stream := chat.stream(STORY * 150, cancel=token)):
+        for event in (stream := chat.stream(STORY * 60, cancel=token)):
             if isinstance(event, PrefillProgress) and 0 < event.done < event.total:
                 done_at_cancel = done_at_cancel or event.done
                 token.cancel()
@@ -109,15 +99,19 @@ def test_cancel_in_prefill_keeps_what_was_computed(data_dir):
         assert again.usage.reused_tokens >= done_at_cancel - LEAF
 
 
-def test_a_killed_process_loses_nothing_acknowledged(edgekv):
-    """Guards kill -9 in mid-answer: the earlier turns are reused and the conversation goes on."""
-    first = answer(edgekv("run", STORY * 20, "-c", "a", "--json", "--max-tokens", "8"))
+def test_another_process_goes_on_after_a_kill_and_computes_nothing_again(edgekv):
+    """Guards the main promise and kill -9 in mid-answer: after it all full leaves of what was acknowledged are
+    reused, and the conversation goes on."""
+    first = answer(edgekv("run", STORY * 20, "-c", "a", "--json", "--max-tokens", "24"))
+    known = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
+    assert first["usage"]["reused_tokens"] == 0
     process = edgekv("run", "Tell me everything.", "-c", "a", "--max-tokens", "400", start=True)
     assert process.stdout.read(1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    after = answer(edgekv("run", "Go on.", "-c", "a", "--json", "--max-tokens", "8"))
-    assert after["usage"]["reused_tokens"] >= first["usage"]["prompt_tokens"] - LEAF
+    after = answer(edgekv("run", "What did he write down?", "-c", "a", "--json", "--max-tokens", "8"))
+    assert known - after["usage"]["reused_tokens"] <= LEAF
+    assert after["cache"]["disk_bytes"] > 0
 
 
 def test_the_window_is_never_cut_in_silence(data_dir):

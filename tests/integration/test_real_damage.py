@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from edgekv import Runtime
 from edgekv.models.catalog import bundled_model
 
 pytestmark = pytest.mark.skipif(bundled_model() is None, reason="the bundled model is not installed")
@@ -17,12 +15,9 @@ QUESTION = "Count to five."  # at each token of the answer the best one leads by
 
 
 def _ask(data_dir, text):
-    """One answer of the real program, in a process of its own."""
-    options = ["-c", "a", "--json", "--max-tokens", "16", "--temperature", "0", "--data-dir", str(data_dir)]
-    command = [sys.executable, "-m", "edgekv", "run", text, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """One answer of a Runtime that was just started."""
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=16) as runtime:
+        return runtime.conversation("a").send(text)
 
 
 def test_a_flipped_bit_costs_leaves_and_not_the_answer(data_dir, tmp_path):
@@ -32,7 +27,7 @@ def test_a_flipped_bit_costs_leaves_and_not_the_answer(data_dir, tmp_path):
     (segment,) = without.glob("seg-*.kv")
     segment.unlink()
     expected = _ask(without, QUESTION)
-    assert expected["usage"]["reused_tokens"] == 0
+    assert expected.usage.reused_tokens == 0
 
     (segment,) = data_dir.glob("seg-*.kv")
     with segment.open("r+b") as file:
@@ -41,10 +36,10 @@ def test_a_flipped_bit_costs_leaves_and_not_the_answer(data_dir, tmp_path):
         file.seek(-1, 1)
         file.write(bytes([byte ^ 16]))
     got = _ask(data_dir, QUESTION)
-    assert got["text"] == expected["text"]
-    assert got["cache"]["damaged_leaves"] >= 1
-    assert 0 < got["usage"]["reused_tokens"] < got["usage"]["prompt_tokens"]
+    assert got.text == expected.text
+    assert got.cache.damaged_leaves >= 1
+    assert 0 < got.usage.reused_tokens < got.usage.prompt_tokens
 
     again = _ask(data_dir, "And on to ten.")
-    assert again["cache"]["damaged_leaves"] == 0
-    assert again["usage"]["reused_tokens"] > got["usage"]["reused_tokens"]
+    assert again.cache.damaged_leaves == 0
+    assert again.usage.reused_tokens > got.usage.reused_tokens

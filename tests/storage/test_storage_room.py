@@ -79,7 +79,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("count", [2, 5])
 def test_several_processes_open_at_once_and_the_owner_dies(data_dir, count):
     """Guards the lock: one of them owns the directory, the others say so; a killed owner leaves it free."""
     model = Model(LAYOUT, OTHER)

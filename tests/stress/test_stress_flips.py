@@ -7,7 +7,7 @@ import pytest
 @pytest.mark.timeout(0)
 def test_bit_flips(campaign_size, run_campaign, seed):
     """Guards every checksum and seal: no wrong leaf, no altered or silently lost turn, no crash."""
-    flips = campaign_size("--bit-flips", ci=600)
+    flips = campaign_size("--bit-flips", ci=300)
     report = run_campaign("stress_flips.py", "--bit-flips", flips, "--seed", seed, needs_shim=False)
     assert report["violations"] == []
     assert report["flips"] == flips

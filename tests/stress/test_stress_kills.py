@@ -7,7 +7,7 @@ import pytest
 @pytest.mark.timeout(0)
 def test_kills(campaign_size, run_campaign, seed):
     """Guards the order of writes everywhere: no acknowledged turn lost, no wrong leaf, no nonce used twice."""
-    kills = campaign_size("--kills", ci=60)
+    kills = campaign_size("--kills", ci=40)
     report = run_campaign("stress_kills.py", "--kills", kills, "--seed", seed, needs_shim=False)
     assert report["violations"] == []
     assert report["kills"] == kills

@@ -1,0 +1,51 @@
+"""The program `edgekv` with a fake engine, in a process forked from one that has imported everything already.
+
+A process each, as a person starts it, without the second that Python takes to get there: most tests start several.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from fakes import FakeFactory
+
+import edgekv.checkup
+import edgekv.runtime
+import edgekv_storage  # noqa: F401 - loaded late by commands: most of the time that a process takes to start
+import edgekv_tui.plain
+from edgekv.cli import commands, main
+from edgekv.cli.main import _run
+
+with contextlib.redirect_stdout(io.StringIO()):
+    _run(["--version"])  # reading options loads as much again
+
+
+class EntryPoint:
+    """The plain chat, without an installation."""
+
+    load = staticmethod(lambda: edgekv_tui.plain.run)
+
+
+def run(args, folder, environ, engine_options):
+    """Be the program: files of `folder` are its standard streams."""
+    os.environ.clear()
+    os.environ.update(environ)
+    for number, name, mode in ((0, "in", "r"), (1, "out", "w"), (2, "err", "w")):
+        with Path(folder, name).open(mode) as file:
+            os.dup2(file.fileno(), number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    sys.argv = ["edgekv", *args]
+    be_edgekv(engine_options)
+
+
+def be_edgekv(engine_options):
+    """`main` around a fake engine."""
+    factory = FakeFactory(**engine_options)
+    edgekv.runtime._load_engine_factory = lambda: factory
+    edgekv.runtime._model_path = lambda _: Path("fake")
+    commands.entry_points = lambda **_: [EntryPoint]
+    main()
