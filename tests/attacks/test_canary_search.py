@@ -19,7 +19,7 @@ WORDS = [*forms(TEXT), *forms(NAME + "." * 20), NAME.encode()]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=2, context=2048)
-    loaded = load_model(Config(threads=2), path, with_front=False)
+    loaded = load_model(Config(threads=1), path, with_front=False)
     yield loaded
     loaded.front.close()
 

@@ -1,25 +1,17 @@
-"""The program `edgekv` with a fake engine, in a process forked from one that has imported everything already.
+"""The program `edgekv` with a fake engine, also in a process forked from one that has imported everything already.
 
 A process each, as a person starts it, without the second that Python takes to get there: most tests start several.
 """
 
-import contextlib
-import io
 import os
 import sys
 from pathlib import Path
 
 from fakes import FakeFactory
 
-import edgekv.checkup
 import edgekv.runtime
-import edgekv_storage  # noqa: F401 - loaded late by commands: most of the time that a process takes to start
 import edgekv_tui.plain
 from edgekv.cli import commands, main
-from edgekv.cli.main import _run
-
-with contextlib.redirect_stdout(io.StringIO()):
-    _run(["--version"])  # reading options loads as much again
 
 
 class EntryPoint:

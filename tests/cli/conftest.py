@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".", "kernels", "storage", "tui", "tests", "tests/cli")
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in FOLDERS)
+LOADED_LATE = ("edgekv_storage", "edgekv.checkup", "pydantic", "keyring")  # the last two where they are
 DRIVER = "import cli_child; cli_child.be_edgekv({options})"
 
 
@@ -20,7 +21,7 @@ DRIVER = "import cli_child; cli_child.be_edgekv({options})"
 def forking():
     """Starts processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cli_child"])
+    context.set_forkserver_preload(["cli_child", *LOADED_LATE])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
         forkserver.ensure_running()

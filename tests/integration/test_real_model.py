@@ -24,7 +24,7 @@ def test_private_conversation_leaves_no_bytes(data_dir):
 
 def test_forget_leaves_no_bytes(data_dir):
     """Guards forget: neither the words nor the KV of the conversation are in any file afterwards."""
-    with Runtime(data_dir=data_dir, temperature=0, threads=2, max_tokens=4, encryption="off") as runtime:
+    with Runtime(data_dir=data_dir, temperature=0, max_tokens=4, encryption="off") as runtime:
         runtime.conversation("old").send("Remember Quetzalcoatlus. " * 20)
         runtime.forget("old")
     files = [path for path in data_dir.rglob("*") if path.is_file()]
