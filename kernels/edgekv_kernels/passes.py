@@ -45,7 +45,8 @@ class Choosing:
     there are more than `max_candidates` columns, and ranks them. The best n, the first of all and what follows the
     chosen ones go to its row of `kept`, int32 [num_layers, n + budget + 3] with n >= budget: how many, the range's
     end, they. In between it ranks these and the columns that came since.
-    A count of 0: nothing was kept yet.
+    A count of 0: nothing was kept yet. The mass of a leaf that is not in memory counts `away` times where columns
+    are chosen: one that has to be read displaces only what weighs clearly less.
     """
 
     keys: torch.Tensor
@@ -60,6 +61,7 @@ class Choosing:
     alpha: float = ALPHA
     around: torch.Tensor | None = None
     period: int = 1
+    away: float = 1.0
 
     def of(
         self,
@@ -70,13 +72,14 @@ class Choosing:
         turns: torch.Tensor | None,
         style: Style,
         phase: int,
+        where: torch.Tensor,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
         if self.last - self.first <= self.budget:
             count = self.last - self.first
             out[:count] = torch.arange(self.first, self.last, dtype=torch.int32)
         else:
-            count = self._rank(layer, q, scale, out, turns, style, phase)
+            count = self._rank(layer, q, scale, out, turns, style, phase, where)
         self.winners[layer, :count] = out[:count]
         self.num_winners[layer] = count
         return count
@@ -90,6 +93,7 @@ class Choosing:
         turns: torch.Tensor | None,
         style: Style,
         phase: int,
+        where: torch.Tensor,
     ) -> int:
         row, bounds = self.kept[layer], (self.first, self.last)
         searches = row[0] == 0 or (layer + phase) % self.period == 0
@@ -104,7 +108,8 @@ class Choosing:
         else:
             columns = torch.arange(*bounds, dtype=torch.int32)
         mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns, style)
-        best = _best_of(mass, columns, self.budget)
+        weighed = torch.where(where.index_select(0, columns) < 0, mass * self.away, mass)
+        best = _best_of(weighed, columns, self.budget)
         if searches:
             kept = _best_of(mass, columns, len(row) - 3 - self.budget)
             kept = torch.cat((kept, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
@@ -167,7 +172,9 @@ class TokenPass:
         row = self.listed[layer]
         chosen = 0
         if self.choosing is not None:
-            chosen = self.choosing.of(layer, q.cpu(), self.scale, row, self.turns, self.style, self.phase)
+            chosen = self.choosing.of(
+                layer, q.cpu(), self.scale, row, self.turns, self.style, self.phase, self.where[layer]
+            )
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
         columns = self.columns(layer)
@@ -337,4 +344,5 @@ def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
         choosing.kept.stride(0),
         choosing.kept.shape[1] - choosing.budget - 3,
         choosing.period,
+        choosing.away,
     )

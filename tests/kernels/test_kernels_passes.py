@@ -186,6 +186,23 @@ def test_the_best_are_kept(form, max_candidates):
         assert attend.choosing.kept[:, 1].tolist() == ends
 
 
+def test_a_leaf_that_is_away_has_to_weigh_more(form):
+    """Guards reads for the sake of leaves that hardly count: at a weight of 0 none is chosen that is away."""
+    passes = [token_pass(budget=7) for _ in range(2)]
+    layer_by_layer(passes[0])
+    away = passes[0].columns(1)[:3].long()
+    for each in passes:
+        each.choosing.kept.zero_()
+        each.choosing = replace(each.choosing, away=0.0)
+        each.where[1, away] = -1
+    layer_by_layer(passes[0])
+    pass_layers_(*inputs(), passes[1])
+    for index in range(LAYERS):
+        assert torch.equal(passes[1].columns(index), passes[0].columns(index))
+    assert not set(passes[1].columns(1).tolist()) & set(away.tolist())
+    assert set(away.tolist()) <= set(passes[1].choosing.kept[1, 2:].tolist()), "they are ranked again"
+
+
 def test_a_leaf_that_is_away_is_reached_for(form, worst):
     """Guards a pass that went on with the wrong slot, attended a layer twice or appended its token twice."""
     away, reached = 17, []

@@ -332,7 +332,7 @@ KERNEL(select_leaves) {
    phase; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
    fixed, num_fixed, listed, counts, listed_stride, slots, scale, interleaved; then None or one of the choice: first,
    count, heads, kv_heads, dim, keys' width, keys, keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates,
-   winners, num_winners, winners_stride, alpha, around, num_around, kept, kept_stride, keep, period
+   winners, num_winners, winners_stride, alpha, around, num_around, kept, kept_stride, keep, period, away
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
     ARGS(15)
@@ -366,7 +366,7 @@ KERNEL(pass_layers) {
         c->kept = POINTER(19), c->kept_stride = INTEGER(20), c->period = INTEGER(22);
         c->want = (choice){.num_nodes = INTEGER(10), .budget = INTEGER(11), .max_candidates = INTEGER(12),
                            .around = POINTER(17), .num_around = INTEGER(18), .node_turns = node_turns,
-                           .keep = INTEGER(21)};
+                           .keep = INTEGER(21), .away = REAL(23)};
     }
     NO_ERROR;
     Py_BEGIN_ALLOW_THREADS

@@ -102,6 +102,7 @@ static long list_columns(token_pass *p, long layer, const float *q) {
         want.num_extra = c->num_winners[layer];
         want.out = row;
         want.kept = c->kept + layer * c->kept_stride;
+        want.where = want.away < 1 ? p->where + layer * p->where_stride : NULL;
         want.again = want.kept[0] > 0 && (layer + c->phase) % c->period != 0;
         if (want.budget < job.count) {
             scorer by = scorer_now();

@@ -74,6 +74,8 @@ typedef struct {
     int32_t *kept; /* NULL, or room for what to rank until the next search: how many, the range's end, they */
     long keep;     /* so many of the best; those behind the sink and a chosen one come along */
     int again;     /* rank what was kept instead of searching, and the columns behind its range */
+    const int32_t *where; /* NULL, or a slot per column, negative where it is away: its mass counts `away` times */
+    float away;
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -153,18 +155,22 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     job->num_around = want->num_around;
     job->count += want->num_around;
     if (candidates && !score(by, by->leaves, job)) goto done;
+    if (want->kept && !want->again) {
+        long best = best_of(mass, candidates, want->keep, scratch, found);
+        memset(marks, 0, (size_t)n);
+        for (long i = 0; i < best; i++) marks[job->columns ? columns[found[i]] - first : found[i]] = 1;
+    }
+    for (long i = 0; want->where && i < candidates; i++)
+        if (want->where[job->columns ? columns[i] : first + i] < 0) mass[i] *= want->away;
     count = best_of(mass, candidates, want->budget, scratch, found);
     for (long i = 0; i < count; i++) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
         if (want->mass) want->mass[i] = mass[found[i]];
     }
     if (want->kept && !want->again) {
-        memset(marks, 0, (size_t)n);
         marks[0] = 1; /* what was read is read on, the sink as well: a number may go on in the next leaf */
         for (long i = 0; i < count; i++)
             if (want->out[i] + 1 < first + n) marks[want->out[i] + 1 - first] = 1;
-        long kept = best_of(mass, candidates, want->keep, scratch, found);
-        for (long i = 0; i < kept; i++) marks[job->columns ? columns[found[i]] - first : found[i]] = 1;
         want->kept[0] = (int32_t)marked(marks, n, first, want->kept + 2);
         want->kept[1] = (int32_t)(first + n);
     }
