@@ -270,7 +270,7 @@ class SelectedAttention:
             if choosing is None:
                 return None
             if self._residency.promotion.promoted.is_partial:
-                choosing = replace(choosing, period=choosing.period * PERIODS_AWAY, away=AWAY_WEIGHT)
+                choosing = replace(choosing, period=max(choosing.period, PERIOD_AWAY), away=AWAY_WEIGHT)
         return kernels.TokenPass(
             pool=this.pool,
             where=this.where,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
-SEARCH_EVERY = 4  # tokens, per layer
+SEARCH_EVERY = 4  # tokens, per layer; half as often where a search walks over many nodes
+LONG_COLUMNS = 2048
 MAX_CANDIDATES = 512
 MAX_CANDIDATES_ON_DISK = 256  # each is a read
 KEPT = 128  # columns that are ranked between two searches
@@ -68,7 +69,7 @@ class Cascade(Selector):
             num_winners=self._num_winners,
             kept=self._kept,
             around=around,
-            period=self.search_every,
+            period=self.search_every * (1 if len(columns) <= LONG_COLUMNS else 2),
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:
