@@ -133,6 +133,10 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
                              here + i * D);
             }
             turn = now;
+            if (leaf + 1 < end) { /* one anywhere in a table that no cache holds behind 100,000 tokens */
+                const float *after = job->turns + (job->turn_of ? job->turn_of[leaf + 1] : leaf + 1) * job->turn_width;
+                for (long i = 0; i < job->turn_width; i += 16) __builtin_prefetch(after + i, 0, 3);
+            }
         }
         const uint16_t *k = job->pool + (long)job->slots[leaf] * 2 * plane;
         long tokens = job->tokens - leaf * LEAF < LEAF ? job->tokens - leaf * LEAF : LEAF;

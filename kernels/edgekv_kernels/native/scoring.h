@@ -284,6 +284,9 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
         const uint8_t *rows[ROWS];
         const float *before = NULL;
         b.count = (int)(job->count - block * ROWS < ROWS ? job->count - block * ROWS : ROWS);
+        for (long i = (block + 1) * ROWS; job->turns && block + 1 < end && i < (block + 2) * ROWS && i < job->count; i++)
+            for (long j = 0; j < job->turn_width; j += 16)
+                __builtin_prefetch(job->turns + FN(column_at)(job, i) * job->turn_step * job->turn_width + j, 0, 2);
         for (int c = 0; c < b.count; c++) {
             long at = FN(column_at)(job, block * ROWS + c);
             const float *turn = job->turns ? job->turns + at * job->turn_step * job->turn_width : NULL;
