@@ -36,18 +36,12 @@ if TYPE_CHECKING:
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.residency import Residency
 
-PROMOTED_STEPS = (
-    16  # leaves kept of so many steps' choices, if there is room: neighbouring steps choose alike
-)
+PROMOTED_STEPS = 16  # leaves kept of so many steps' choices, if there is room: neighbours choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
 SAMPLE_PASSES = 64  # decode passes between two whose kept mass is measured, by a scan of all low-bit keys
-PERIODS_AWAY = (
-    2  # searched so much less often where leaves are away: nearly every search finds one to be read
-)
-AWAY_WEIGHT = (
-    0.3  # of a leaf's mass, while others are chosen from that are in memory: a read has to be worth it
-)
+PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
+AWAY_WEIGHT = 0.3  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
 FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 
