@@ -38,7 +38,7 @@ def prompt(count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def original(model, tmp_path_factory):
+def original(model, tmp_path_factory, alike):
     """(folder with 640 tokens of a conversation, the next 16 and their logits with everything in memory)."""
     folder = tmp_path_factory.mktemp("original")
     with engine_on(model, folder / "d", **SELECTED) as engine:

@@ -11,6 +11,7 @@ from gguf_writer import write_tiny_gguf
 
 from edgekv.cache.directory import ABSENT
 from edgekv.config import Config
+from edgekv.engine import selected
 from edgekv.engine import selected as selected_attention
 from edgekv.engine.build import load_model
 from edgekv.engine.selected import AttentionTally, SelectedAttention
@@ -44,7 +45,7 @@ def prompt(count, seed=0):
 
 
 @pytest.fixture(scope="module")
-def stored(model, tmp_path_factory):
+def stored(model, tmp_path_factory, alike):
     """(folder with 640 tokens of a conversation, made under selection; logits after them with all in memory)."""
     folder = tmp_path_factory.mktemp("stored") / "d"
     with engine_on(model, folder, **SELECTED) as engine:
@@ -333,3 +334,13 @@ def test_whole_columns_give_way_to_promoted_leaves(model, tmp_path):
         assert promoted.num_slots >= 8 * (128 // 16 + 1) * LAYERS
         use = ask(engine, prompt(3200), max_tokens=24).attention
         assert use.promoted_bytes < 24 * LAYERS * 4 * LEAF_BYTES, "about as many as a token chooses"
+
+
+def test_a_read_has_to_be_worth_it(model, stored, monkeypatch):
+    """Guards the weight of what is away: at equal weights a step reads leaves that hardly count."""
+    read = []
+    for weight in (1.0, 0.1):
+        monkeypatch.setattr(selected, "AWAY_WEIGHT", weight)
+        with engine_on(model, stored[0], **SELECTED, **FEW) as engine:
+            read.append(ask(engine, prompt(640), max_tokens=12).attention.promoted_bytes)
+    assert read[0] > read[1] > 0
