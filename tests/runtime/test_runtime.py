@@ -20,6 +20,7 @@ from edgekv import (
     Runtime,
     StoreError,
 )
+from edgekv.conversation.worker import NICENESS
 
 
 def test_close_frees_everything_and_refuses_later_calls(open_runtime):
@@ -335,3 +336,13 @@ def test_all_turns_and_markdown(open_runtime):
     chat.edit(0, "two")
     assert [turn.user for turn in chat.turns()] == ["one", "two"]
     assert chat.markdown() == "# a\n\n## You\n\ntwo\n\n## Answer\n\nhello there\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority of its own")
+def test_who_asks_goes_first(open_runtime):
+    """Guards keys that wait for the model's threads: the caller's keep their priority, the engine's do not."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    open_runtime().conversation("a").send("one")
+    engine = next(thread for thread in threading.enumerate() if thread.name == "edgekv-engine")
+    assert os.getpriority(os.PRIO_PROCESS, engine.native_id) == min(19, before + NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
