@@ -44,4 +44,4 @@ def test_fidelity(data_dir, monkeypatch, capsys):
     ours = {row["metric"]: row["ours"] for row in json.loads(told)["rows"]}
     assert ours["kl_nats"] <= 0.01
     assert ours["kl_nats_reference"] <= 0.001
-    assert ours["top1_agreement_reference"] >= 0.985
+    assert ours["top1_agreement_reference"] >= 0.99
