@@ -1,7 +1,7 @@
 """`bench passkey`: a number hidden at several depths of a conversation far longer than the trained window.
 
-A depth counts where exact attention finds the number in a context that fits the window; there the budget has to
-find it in the long one. Depths are taken deepest first, so that each keeps the KV in front of its own.
+A depth counts where exact attention finds the number in a context that fits the window, the same words before the
+question (they alone can make a small model miss it); there the budget has to find it in the long one. Depths are taken deepest first, so that each keeps the KV in front of its own.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(
         long_attention = runner.attention
         for length in (short_context, context):
             runner.attention = "exact" if length == short_context else long_attention
-            search = _Search(engine, front.tokenizer, text.take(length), progress)
+            search = _Search(engine, front.tokenizer, text.take(context)[-length:], progress)
             found.append([search.finds(thing) for thing in things])
             engine.release(SEQUENCE, forget=False)
     labels = setting.labels(context, text.name)

@@ -8,6 +8,7 @@ from edgekv.cache.leaf import LEAF_TOKENS
 
 SINK_COLUMNS = 1
 MIN_WINDOW_COLUMNS = 4
+FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message, a prompt's last tokens
 
 
 @dataclass(frozen=True, slots=True)

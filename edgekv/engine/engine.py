@@ -202,7 +202,7 @@ class Engine:
         sequence = turn.sequence
         start = sequence.num_tokens
         room = self._residency.block_columns * LEAF_TOKENS - start % LEAF_TOKENS
-        block = turn.context[start : start + room]
+        block = turn.context[start : start + self._runner.block_size(start, len(turn.context), room)]
         turn.has_selected |= self._runner.selects(start + len(block), len(block))
         try:
             hidden = self._runner.forward(sequence, block, turn.arrivals)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS
+from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
     from edgekv.models.rope import Rope
@@ -34,7 +34,6 @@ class VirtualLayout:
         self._distance = min(3_000, trained_tokens // 2)
         self._end = -1
         self._turns: torch.Tensor | None = None
-        self.node_turns: torch.Tensor | None = None  # of the layout that `turns` gave last: every eighth row
 
     def is_needed(self, num_tokens: int) -> bool:
         """Whether some columns of a sequence of `num_tokens` lie beyond the trained window."""
@@ -56,6 +55,5 @@ class VirtualLayout:
             virtual[0] = max(0, end - self._reach - SINK_TOKENS)  # the sink is behind all others
             cos, sin = self._rope.turn(true - virtual)
             self._turns, self._end = torch.cat([cos, sin], dim=1), end
-            self.node_turns = self._turns[::NODE_COLUMNS].contiguous()
         assert len(self._turns) > num_columns
         return self._turns

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from edgekv.engine.budget import FEW_TOKENS
 from edgekv.engine.exact import ExactAttention
 from edgekv.events import AttentionUse
 from edgekv.models.static import StaticEncoder
@@ -57,6 +58,15 @@ class Runner:
             return not self.selected.reads_all(num_tokens - count, count)
         longest = min(self.decoder.config.context_length, self.residency.device_tokens)
         return num_tokens > longest
+
+    def block_size(self, start: int, total: int, room: int) -> int:
+        """Tokens of the next pass over a context of `total`, at most `room`. Where a budget is read, the last few
+        tokens are a pass of their own: a question asks for other columns than the document before it.
+        """
+        count = min(room, total - start)
+        if self.selects(total, total - start) and total - start > FEW_TOKENS:
+            count = min(count, total - start - FEW_TOKENS)
+        return count
 
     @torch.inference_mode()
     def forward(self, sequence: Sequence, token_ids: Ids[int], arrivals: Arrivals) -> Tensor:

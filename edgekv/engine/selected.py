@@ -20,7 +20,7 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.engine.asking import asking, checked
 from edgekv.engine.attended import FullAttention
-from edgekv.engine.budget import SINK_COLUMNS, Budget
+from edgekv.engine.budget import FEW_TOKENS, SINK_COLUMNS, Budget
 from edgekv.engine.tally import AttentionTally
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
@@ -42,7 +42,6 @@ SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier:
 SAMPLE_PASSES = 64  # decode passes between two whose kept mass is measured, by a scan of all low-bit keys
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 AWAY_WEIGHT = 0.3  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
-FEW_TOKENS = 64  # up to here a block reads what a single token would: a short message after a restart
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 
 
@@ -188,7 +187,6 @@ class SelectedAttention:
             return False
         whole.offset, whole.num_missing = offset, LEAF_TOKENS - 1 - offset
         whole.turns = self._layout.turns(start // LEAF_TOKENS, start + 1)
-        whole.node_turns = None if whole.turns is None else self._layout.node_turns
         whole.phase = start
         return True
 
@@ -278,7 +276,6 @@ class SelectedAttention:
             style=self._style,
             choosing=choosing,
             reach=self._reach,
-            node_turns=None if this.turns is None else self._layout.node_turns,
             phase=this.sequence.num_tokens,
         )
 
@@ -332,6 +329,7 @@ class SelectedAttention:
             token_ids=this.sequence.token_ids,
             attended=None if full is None else partial(full.of, layer, sample),
             around=this.around,
+            is_block=this.count > FEW_TOKENS,
         )
         with asking(self._selector):
             num_chosen = checked(self._selector.select(step), step)

@@ -21,7 +21,7 @@ from edgekv_kernels.abstracts import MAX_DIM
 from edgekv_kernels.attention import attend_leaves
 from edgekv_kernels.halves import after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
-from edgekv_kernels.selection import ALPHA, candidate_columns, score_among
+from edgekv_kernels.selection import score_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,32 +36,33 @@ MAX_LAYERS = 1024  # of the native form
 class Choosing:
     """Which `budget` columns of [first, last) are attended beside the fixed ones: those of most estimated mass.
 
-    keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer; nodes: uint8
-    [num_layers, num_nodes, Hkv * (3 D + 8)] likewise. winners: int32 [num_layers, >= budget] and num_winners: int32
-    [num_layers]: what was chosen last, candidates again; overwritten by what is chosen now. around: int32 [n], as
+    keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer. around: int32 [n], as
     `select_leaves` takes them.
 
-    A layer searches in one of `period` passes (`phase`, a number of each pass): the nodes for candidates, where
-    there are more than `max_candidates` columns, and ranks them. The best n, the first of all and what follows the
-    chosen ones go to its row of `kept`, int32 [num_layers, n + budget + 3] with n >= budget: how many, the range's
-    end, they. In between it ranks these and the columns that came since.
-    A count of 0: nothing was kept yet. The mass of a leaf that is not in memory counts `away` times where columns
-    are chosen: one that has to be read displaces only what weighs clearly less.
+    Where there are more columns than a row of `scanned` has room for, a layer ranks all of them only in one of
+    `scan_period` passes (layers take turns): the best n go to its row, int32 [num_layers, n + 2]: how many, the
+    range's end, they. In one of `period` passes it searches: it ranks these, what it kept, and the columns that
+    came since. The best m, the first of all and what follows the chosen ones are kept, `kept` int32 [num_layers,
+    m + budget + 3] with m >= budget: likewise. In between it ranks those and the columns that came since.
+    A count of 0: nothing is known yet. `phase` is a number of each pass. The mass of a leaf that is not in memory
+    counts `away` times where columns are chosen: one that has to be read displaces only what weighs clearly less.
     """
 
     keys: torch.Tensor
-    nodes: torch.Tensor
     first: int
     last: int
     budget: int
-    max_candidates: int
-    winners: torch.Tensor
-    num_winners: torch.Tensor
+    scanned: torch.Tensor
     kept: torch.Tensor
-    alpha: float = ALPHA
     around: torch.Tensor | None = None
+    scan_period: int = 1
     period: int = 1
     away: float = 1.0
+
+    @property
+    def max_candidates(self) -> int:
+        """Columns that a scan leaves to be searched."""
+        return self.scanned.shape[1] - 2
 
     def of(
         self,
@@ -75,48 +76,45 @@ class Choosing:
         where: torch.Tensor,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
-        if self.last - self.first <= self.budget:
-            count = self.last - self.first
+        count = self.last - self.first
+        if count <= self.budget:
             out[:count] = torch.arange(self.first, self.last, dtype=torch.int32)
+            return count
+        scanned, kept = self.scanned[layer], self.kept[layer]
+        searches = bool(kept[0] == 0 or (layer + phase) % self.period == 0)
+        turn = layer * self.scan_period // len(self.kept)
+        is_long = count > self.max_candidates
+        scans = is_long and bool(scanned[0] == 0 or (turn + phase) % self.scan_period == 0)
+        if scans or (searches and not is_long):
+            searches, columns = True, torch.arange(self.first, self.last, dtype=torch.int32)
+        elif searches:
+            columns = torch.cat((self._listed(scanned), kept[2 : 2 + int(kept[0])])).unique()
+            columns = columns[(columns >= self.first) & (columns < self.last)]
         else:
-            count = self._rank(layer, q, scale, out, turns, style, phase, where)
-        self.winners[layer, :count] = out[:count]
-        self.num_winners[layer] = count
-        return count
-
-    def _rank(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        scale: float,
-        out: torch.Tensor,
-        turns: torch.Tensor | None,
-        style: Style,
-        phase: int,
-        where: torch.Tensor,
-    ) -> int:
-        row, bounds = self.kept[layer], (self.first, self.last)
-        searches = row[0] == 0 or (layer + phase) % self.period == 0
-        if not searches:
-            since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
-            columns = torch.cat((row[2 : 2 + int(row[0])], since))
-        elif self.last - self.first > self.max_candidates:
-            extra, nodes = self.winners[layer, : int(self.num_winners[layer])], self.nodes[layer]
-            columns = candidate_columns(
-                q, nodes, *bounds, scale, self.max_candidates, extra, turns, style, self.alpha
-            )
-        else:
-            columns = torch.arange(*bounds, dtype=torch.int32)
+            columns = self._listed(kept)
+        bounds = self.first, self.last
         mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns, style)
+        if scans:
+            _note(scanned, _best_of(mass, columns, self.max_candidates), self.last)
         weighed = torch.where(where.index_select(0, columns) < 0, mass * self.away, mass)
         best = _best_of(weighed, columns, self.budget)
         if searches:
-            kept = _best_of(mass, columns, len(row) - 3 - self.budget)
-            kept = torch.cat((kept, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
-            row[0], row[1] = len(kept), self.last
-            row[2 : 2 + len(kept)] = kept
+            most = _best_of(mass, columns, len(kept) - 3 - self.budget)
+            most = torch.cat((most, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
+            _note(kept, most, self.last)
         out[: len(best)] = best
         return len(best)
+
+    def _listed(self, row: torch.Tensor) -> torch.Tensor:
+        """What a row names, and the columns that came since."""
+        since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
+        return torch.cat((row[2 : 2 + int(row[0])], since))
+
+
+def _note(row: torch.Tensor, columns: torch.Tensor, end: int) -> None:
+    """How many, the range's end, they."""
+    row[0], row[1] = len(columns), end
+    row[2 : 2 + len(columns)] = columns
 
 
 def _best_of(mass: torch.Tensor, columns: torch.Tensor, count: int) -> torch.Tensor:
@@ -131,13 +129,12 @@ class TokenPass:
     pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
     [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
     leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
-    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf; node_turns: every eighth row,
-    one after the other, which spares the native form a walk through all.
+    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
 
     phase: see `Choosing`; the token's number, say. For the next token of the same leaf `offset`, `num_missing`,
-    `turns`, `node_turns` and `phase` may be set and the pass run again; all else stays as it was at the first run.
+    `turns` and `phase` may be set and the pass run again; all else stays as it was at the first run.
 
     q, k, v, pool, written and writes lie on one device. What is chosen from and by (where, fixed, turns, choosing)
     lies in host memory: on CUDA each layer's query comes here, slots and turns of what is attended go there.
@@ -155,7 +152,6 @@ class TokenPass:
     style: Style
     choosing: Choosing | None
     reach: Callable[[int, torch.Tensor], None]
-    node_turns: torch.Tensor | None = None
     phase: int = 0
     listed: torch.Tensor = field(init=False)
     counts: torch.Tensor = field(init=False)
@@ -277,13 +273,12 @@ def _pass_native(
 ) -> torch.Tensor:
     if attend.native is None:
         attend.native = _Native.of(layers, attend)
-    same, turns, nodes, choosing = attend.native, attend.turns, attend.node_turns, attend.choosing
+    same, turns = attend.native, attend.turns
     assert hidden.shape == (1, layers[0].attn_norm.shape[0]), hidden.shape
     assert cos.shape == sin.shape, (cos.shape, sin.shape)
     assert hidden.is_contiguous()
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    assert nodes is None or choosing is None or nodes.shape[0] >= choosing.nodes.shape[1]
     layer, attends = 0, False
     while True:
         layer = dispatch.native.pass_layers(
@@ -298,7 +293,6 @@ def _pass_native(
             attend.num_missing,
             0 if turns is None else turns.data_ptr(),
             0 if turns is None else turns.shape[1],
-            0 if nodes is None else nodes.data_ptr(),
             attend.phase,
             same.place,
             same.choice,
@@ -312,12 +306,11 @@ def _pass_native(
 def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
     """What the native form is told of the choice."""
     assert 0 <= choosing.first <= choosing.last <= choosing.keys.shape[1]
-    assert choosing.budget <= choosing.winners.shape[1]
-    assert choosing.winners.stride(1) == choosing.num_winners.stride(0) == 1
     assert choosing.keys[0].is_contiguous()
-    assert choosing.nodes[0].is_contiguous()
-    assert choosing.kept.dtype is torch.int32
+    assert choosing.kept.dtype is choosing.scanned.dtype is torch.int32
+    assert choosing.kept.stride(1) == choosing.scanned.stride(1) == 1
     assert choosing.kept.shape[1] >= 2 * choosing.budget + 3
+    assert choosing.max_candidates >= choosing.budget
     around = choosing.around
     assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
     return (
@@ -329,20 +322,16 @@ def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
         choosing.keys.shape[2],
         choosing.keys.data_ptr(),
         choosing.keys.stride(0),
-        choosing.nodes.data_ptr(),
-        choosing.nodes.stride(0),
-        choosing.nodes.shape[1],
         choosing.budget,
         choosing.max_candidates,
-        choosing.winners.data_ptr(),
-        choosing.num_winners.data_ptr(),
-        choosing.winners.stride(0),
-        choosing.alpha,
         0 if around is None else around.data_ptr(),
         0 if around is None else len(around),
+        choosing.scanned.data_ptr(),
+        choosing.scanned.stride(0),
         choosing.kept.data_ptr(),
         choosing.kept.stride(0),
         choosing.kept.shape[1] - choosing.budget - 3,
+        choosing.scan_period,
         choosing.period,
         choosing.away,
     )

@@ -14,7 +14,6 @@ from edgekv_kernels import (
     after_attend_,
     before_attend,
     pack_keys,
-    pack_nodes,
     pass_layers_,
 )
 
@@ -56,16 +55,10 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
         fixed = torch.tensor([0, COLUMNS - 3, COLUMNS - 2, COLUMNS - 1], dtype=torch.int32)
         with edgekv_kernels.forced("reference"):
             keys = torch.stack([pack_keys(pool, slots[i]) for i in range(LAYERS)])
-            nodes = torch.stack([pack_nodes(pool, slots[i]) for i in range(LAYERS)])
-        winners, counts = (
-            torch.zeros(LAYERS, budget, dtype=torch.int32),
-            torch.zeros(LAYERS, dtype=torch.int32),
-        )
+        scanned = torch.zeros(LAYERS, max_candidates + 2, dtype=torch.int32)
         kept = torch.zeros(LAYERS, 2 + 2 * budget + 3, dtype=torch.int32)
         near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
-        choosing = Choosing(
-            keys, nodes, 1, COLUMNS - 3, budget, max_candidates, winners, counts, kept, around=near
-        )
+        choosing = Choosing(keys, 1, COLUMNS - 3, budget, scanned, kept, around=near)
     angles = torch.rand(COLUMNS, DIM // 2)
     return TokenPass(
         pool=pool,
@@ -144,33 +137,35 @@ def test_what_is_attended_anyway_is_weighed_too(form):
     assert chosen[0] != chosen[60]
 
 
-def test_nodes_and_last_winners(form):
-    """Guards candidates: of 8 allowed ones and what won before, only those are scored."""
-    plain = token_pass(budget=4, max_candidates=8)
-    attend = token_pass(budget=4, max_candidates=8)
-    for each in (plain, attend):
-        each.choosing.winners[:, :2] = torch.tensor([11, 30], dtype=torch.int32)
-        each.choosing.num_winners[:] = 2
-    layer_by_layer(plain)
-    pass_layers_(*inputs(), attend)
+def test_only_what_a_scan_left_is_searched(form):
+    """Guards the sieve: between two scans columns that it dropped must not be chosen, nor ones of another layer."""
+    passes = [token_pass(budget=4, max_candidates=8) for _ in range(2)]
+    left = [list(range(2 + index, 26 + index, 3)) for index in range(LAYERS)]
+    for each in passes:
+        each.choosing, each.phase = replace(each.choosing, scan_period=1000), 1
+        for index in range(LAYERS):
+            each.choosing.scanned[index] = torch.tensor([8, COLUMNS - 5, *left[index]])
+    layer_by_layer(passes[0])
+    pass_layers_(*inputs(), passes[1])
     for index in range(LAYERS):
-        assert torch.equal(attend.columns(index), plain.columns(index))
-    assert torch.equal(attend.choosing.winners, attend.listed[:, :4])
-    assert attend.choosing.num_winners.tolist() == [4] * LAYERS
+        assert torch.equal(passes[1].columns(index), passes[0].columns(index))
+        chosen = passes[1].columns(index)[:4].tolist()
+        assert set(chosen) <= {*left[index], COLUMNS - 5, COLUMNS - 4}
+        assert passes[1].choosing.scanned[index].tolist() == [8, COLUMNS - 5, *left[index]]
 
 
 @pytest.mark.parametrize("max_candidates", [8, 1000])
 def test_the_best_are_kept(form, max_candidates):
-    """Guards searching in one of four passes: what was kept must be the layer's own, and new columns come along."""
+    """Guards scanning in one of nine passes and searching in one of four: what was kept must be the layer's own,
+    layers must take turns, and new columns come along.
+    """
     passes = [token_pass(budget=4, max_candidates=max_candidates, turned=True) for _ in range(2)]
-    ends = []
-    for phase in range(6):
+    ends, scans = [], []
+    for phase in range(12):
         for each in passes:
-            last = COLUMNS - 6 + phase // 2
-            each.choosing, each.phase = replace(each.choosing, period=4, last=last), phase
-            each.native = None
-            if phase % 2:
-                each.node_turns = each.turns[::8].contiguous()
+            last = COLUMNS - 9 + phase // 2
+            each.choosing = replace(each.choosing, period=4, scan_period=9, last=last)
+            each.phase, each.native = phase, None
         layer_by_layer(passes[0])
         pass_layers_(*inputs(), passes[1])
         plain, attend = passes
@@ -179,11 +174,18 @@ def test_the_best_are_kept(form, max_candidates):
             assert 6 <= attend.choosing.kept[index, 0] <= 11
             assert set(attend.columns(index)[:4].tolist()) <= {
                 *attend.choosing.kept[index, 2:].tolist(),
-                last - 1,
+                *range(ends[index] if ends else last, last),
             }
         assert torch.equal(attend.choosing.kept, plain.choosing.kept)
-        ends = [last if phase == 0 or (index + phase) % 4 == 0 else ends[index] for index in range(LAYERS)]
+        assert torch.equal(attend.choosing.scanned, plain.choosing.scanned)
+        is_long = max_candidates == 8
+        turns = [is_long and (phase == 0 or (3 * i + phase) % 9 == 0) for i in range(LAYERS)]
+        found = [last if turns[i] or phase == 0 or (i + phase) % 4 == 0 else ends[i] for i in range(LAYERS)]
+        ends = found
+        scans = [last if turns[i] else (scans or [0] * LAYERS)[i] for i in range(LAYERS)]
         assert attend.choosing.kept[:, 1].tolist() == ends
+        assert attend.choosing.scanned[:, 1].tolist() == scans
+        assert attend.choosing.scanned[:, 0].tolist() == [8 * is_long] * LAYERS
 
 
 def test_a_leaf_that_is_away_has_to_weigh_more(form):

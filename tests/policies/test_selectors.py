@@ -1,11 +1,14 @@
 """Methods of selection on small tensors: what is planted is found, bounds are exact, memories are forgotten."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import edgekv_kernels as kernels
 from edgekv.config import FIELDS, Config
+from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.heavy import Heavy
 from edgekv.policies.selection.leoam import Leoam
 from edgekv.policies.selection.methods import SELECTORS
@@ -91,6 +94,44 @@ def test_planted_winners_are_found(name, queries):
     keys, make = planted(90, winners)
     step = step_of(Made(keys), make(queries), range(1, 86), 10)
     assert set(winners) <= chosen(SELECTORS[name](), step)
+
+
+def needle_among_decoys():
+    """One leaf of 104 answers the query. The nodes of all others promise more: each of their keys is far out in one
+    dimension, so that the bound of eight of them together is high and none of them scores.
+    """
+    keys = torch.zeros(104, HEADS, 16, DIM)
+    for column in range(104):
+        at = column % 8
+        keys[column, ..., at], keys[column, ..., at + 8] = 6.0, -6.0
+    keys[40:48] = 0.0
+    keys[43] = 0.4
+    return keys, torch.full((1, HEADS * GROUP, DIM), 2.0)
+
+
+def test_a_needle_in_an_unpromising_node():
+    """A passkey lay among columns whose nodes promised little, and was lost beyond 8,192 tokens: a question ranks
+    every column, and the tokens after it search what that left. A block of a long prompt goes by the nodes.
+    """
+    keys, q = needle_among_decoys()
+    abstracts, selector = Made(keys), Cascade(max_candidates=16)
+    step = step_of(abstracts, q, range(1, 97), 4)
+    assert 43 not in chosen(selector, replace(step, is_block=True))
+    assert 43 in chosen(selector, step)
+    choosing = selector.choosing(Layers(abstracts), step.columns, 4, torch.empty(0, dtype=torch.int32))
+    assert choosing.max_candidates == 16
+    assert choosing.scanned[0, :2].tolist() == [16, 97]
+    assert 43 in choosing.scanned[0, 2:].tolist()
+    later = step_of(abstracts, q, range(1, 99), 4)
+    assert 43 in chosen(selector, later)
+    assert selector.choosing(Layers(abstracts), step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
+
+
+class Layers:
+    """The same in the form that all layers are asked for."""
+
+    def __init__(self, abstracts):
+        self.num_absent, self.all_keys = 0, abstracts.keys(0)[None]
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -66,7 +66,8 @@ class Step:
     turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
     the model's), None where every distance is within the trained window. token_ids: of everything before the pass.
     attended: reads every leaf and gives the attention that each of `columns` gets under full attention, float32
-    `[len(columns)]`, summed over queries and heads; only for methods whose `needs_attended` is set.
+    `[len(columns)]`, summed over queries and heads; only for methods whose `needs_attended` is set. is_block: a
+    block of a long prompt, of which there are many: work that grows with the conversation makes them quadratic.
     """
 
     layer: int
@@ -81,6 +82,7 @@ class Step:
     token_ids: Sequence[int] = ()
     attended: Callable[[], Tensor] | None = None
     around: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
+    is_block: bool = False
 
     def mass(self, q: Tensor, columns: Tensor | None = None) -> Tensor:
         """Attention estimated from low-bit keys, brought from disk where they are not here: float32 `[n]`.

@@ -328,24 +328,23 @@ KERNEL(select_leaves) {
     return PyLong_FromLong(count);
 }
 
-/* Layers (a tuple of capsules), first, attends, hidden, cos, sin, half, offset, missing, turns, turn_width, node_turns,
-   phase; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
+/* Layers (a tuple of capsules), first, attends, hidden, cos, sin, half, offset, missing, turns, turn_width, phase;
+   a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
    fixed, num_fixed, listed, counts, listed_stride, slots, scale, interleaved; then None or one of the choice: first,
-   count, heads, kv_heads, dim, keys' width, keys, keys_stride, nodes, nodes_stride, num_nodes, budget, max_candidates,
-   winners, num_winners, winners_stride, alpha, around, num_around, kept, kept_stride, keep, period, away
+   count, heads, kv_heads, dim, keys' width, keys, keys_stride, budget, max_candidates, around, num_around, scanned,
+   scanned_stride, kept, kept_stride, keep, scan_period, period, away
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
-    ARGS(15)
-    PyObject *layers = args[0], *place = args[13], *chooses = args[14];
+    ARGS(14)
+    PyObject *layers = args[0], *place = args[12], *chooses = args[13];
     const layer_weights *found[MAX_LAYERS];
     long num_layers = PyTuple_GET_SIZE(layers);
     if (num_layers > MAX_LAYERS) return PyErr_Format(PyExc_ValueError, "more than %d layers", MAX_LAYERS);
     for (long i = 0; i < num_layers; i++) found[i] = PyCapsule_GetPointer(PyTuple_GET_ITEM(layers, i), LAYER_NAME);
-    const float *node_turns = POINTER(11);
-    token_pass p = {.layers = found, .first = INTEGER(1), .last = num_layers, .attends = (int)INTEGER(2),
+    token_pass p = {.layers = found, .num_layers = num_layers, .first = INTEGER(1), .last = num_layers, .attends = (int)INTEGER(2),
                     .hidden = POINTER(3), .cos = POINTER(4), .sin = POINTER(5), .half = INTEGER(6),
                     .offset = INTEGER(7), .missing = INTEGER(8), .turns = POINTER(9), .turn_width = INTEGER(10),
-                    .choice = {.phase = INTEGER(12)}};
+                    .choice = {.phase = INTEGER(11)}};
     args = &PyTuple_GET_ITEM(place, 0);
     p.qkv = POINTER(0), p.attended = POINTER(1), p.lse = POINTER(2);
     p.pool = POINTER(3), p.where = POINTER(4), p.where_stride = INTEGER(5);
@@ -359,14 +358,12 @@ KERNEL(pass_layers) {
         c->job = (score_job){.first = INTEGER(0), .count = INTEGER(1), .scale = p.scale, .queries = 1,
                              .heads = INTEGER(2), .kv_heads = INTEGER(3), .dim = INTEGER(4),
                              .q_stride = INTEGER(2) * INTEGER(4), .width = INTEGER(5), .turns = p.turns,
-                             .turn_width = p.turn_width, .turn_step = 1, .interleaved = p.interleaved,
-                             .alpha = REAL(16)};
-        c->keys = POINTER(6), c->keys_stride = INTEGER(7), c->nodes = POINTER(8), c->nodes_stride = INTEGER(9);
-        c->winners = POINTER(13), c->num_winners = POINTER(14), c->winners_stride = INTEGER(15);
-        c->kept = POINTER(19), c->kept_stride = INTEGER(20), c->period = INTEGER(22);
-        c->want = (choice){.num_nodes = INTEGER(10), .budget = INTEGER(11), .max_candidates = INTEGER(12),
-                           .around = POINTER(17), .num_around = INTEGER(18), .node_turns = node_turns,
-                           .keep = INTEGER(21), .away = REAL(23)};
+                             .turn_width = p.turn_width, .turn_step = 1, .interleaved = p.interleaved};
+        c->keys = POINTER(6), c->keys_stride = INTEGER(7);
+        c->want = (choice){.budget = INTEGER(8), .max_candidates = INTEGER(9), .around = POINTER(10),
+                           .num_around = INTEGER(11), .keep = INTEGER(16), .away = REAL(19)};
+        c->scanned = POINTER(12), c->scanned_stride = INTEGER(13), c->kept = POINTER(14), c->kept_stride = INTEGER(15);
+        c->scan_period = INTEGER(17), c->period = INTEGER(18);
     }
     NO_ERROR;
     Py_BEGIN_ALLOW_THREADS

@@ -53,17 +53,16 @@ static int run_attend(attend_job *job) {
 typedef struct {
     score_job job;  /* q, rows and out are the layer's, set here */
     choice want;
-    const uint8_t *keys, *nodes;
-    long keys_stride, nodes_stride;
-    int32_t *winners, *num_winners; /* [layers][budget], [layers]: what was chosen last; extra candidates */
-    long winners_stride;
-    int32_t *kept; /* [layers][kept_stride]: as `choice` keeps them; a count of 0: none yet */
-    long kept_stride, period, phase; /* layers whose number and `phase` sum to a multiple of `period` search anew */
+    const uint8_t *keys;
+    long keys_stride;
+    int32_t *scanned, *kept; /* [layers][...]: as `choice` has them; a count of 0: none yet */
+    long scanned_stride, kept_stride;
+    long scan_period, period, phase; /* the token's number; layers take turns to scan and to search */
 } choosing;
 
 typedef struct {
     const layer_weights *const *layers;
-    long first, last;        /* layers to run */
+    long num_layers, first, last; /* of all layers, those to run */
     int attends;             /* whether to begin with `first`'s attention, its q, k, v being there already */
     float *hidden, *qkv, *attended, *lse;
     const float *cos, *sin;
@@ -86,6 +85,15 @@ typedef struct {
     long stopped; /* out: the layer that misses leaves, or `last`; -1: no scratch memory */
 } token_pass;
 
+static int what_to_rank(const token_pass *p, long layer, const choice *want) {
+    const choosing *c = &p->choice;
+    int searches = want->kept[0] == 0 || (layer + c->phase) % c->period == 0;
+    if (c->job.count <= want->max_candidates) return searches ? SCAN : AGAIN; /* all are candidates */
+    long turn = layer * c->scan_period / p->num_layers; /* evenly spread: a scan reads much */
+    if (want->scanned[0] == 0 || (turn + c->phase) % c->scan_period == 0) return SCAN;
+    return searches ? SEARCH : AGAIN;
+}
+
 /* Chosen columns, then the fixed ones, to the layer's row; how many, -1 without memory. */
 static long list_columns(token_pass *p, long layer, const float *q) {
     int32_t *row = p->listed + layer * p->listed_stride;
@@ -94,16 +102,13 @@ static long list_columns(token_pass *p, long layer, const float *q) {
         choosing *c = &p->choice;
         score_job job = c->job;
         choice want = c->want;
-        int32_t *winners = c->winners + layer * c->winners_stride;
         job.q = q;
         job.rows = c->keys + layer * c->keys_stride;
-        want.nodes = c->nodes + layer * c->nodes_stride;
-        want.extra = winners;
-        want.num_extra = c->num_winners[layer];
         want.out = row;
         want.kept = c->kept + layer * c->kept_stride;
+        want.scanned = c->scanned + layer * c->scanned_stride;
         want.where = want.away < 1 ? p->where + layer * p->where_stride : NULL;
-        want.again = want.kept[0] > 0 && (layer + c->phase) % c->period != 0;
+        want.what = what_to_rank(p, layer, &want);
         if (want.budget < job.count) {
             scorer by = scorer_now();
             count = select_best(&by, &job, &want);
@@ -111,8 +116,6 @@ static long list_columns(token_pass *p, long layer, const float *q) {
         } else {
             for (; count < job.count; count++) row[count] = (int32_t)(job.first + count);
         }
-        memcpy(winners, row, (size_t)count * sizeof *row);
-        c->num_winners[layer] = (int32_t)count;
     }
     p->counts[layer] = (int32_t)count;
     memcpy(row + count, p->fixed, (size_t)p->num_fixed * sizeof *row);

@@ -64,16 +64,19 @@ static long best_of(const float *mass, long n, long k, float *scratch, int32_t *
     return count;
 }
 
+/* What is ranked: all of the range (or its most promising nodes), the last scan's best, or what the last search kept */
+enum { SCAN, SEARCH, AGAIN };
+
 typedef struct {
     int32_t *out;    /* [budget] */
     float *mass;     /* [budget] or NULL */
     const uint8_t *nodes;
     const int32_t *extra, *around;
     long budget, num_nodes, max_candidates, num_extra, num_around;
-    const float *node_turns; /* a row per node, or NULL: every NODE-th of the columns' rows */
-    int32_t *kept; /* NULL, or room for what to rank until the next search: how many, the range's end, they */
-    long keep;     /* so many of the best; those behind the sink and a chosen one come along */
-    int again;     /* rank what was kept instead of searching, and the columns behind its range */
+    int what;
+    int32_t *scanned; /* NULL, or room for the best of a scan, `max_candidates`: how many, the range's end, they */
+    int32_t *kept;    /* NULL, or the same for what is ranked until the next search */
+    long keep;        /* so many of the best; those behind the sink and a chosen one come along */
     const int32_t *where; /* NULL, or a slot per column, negative where it is away: its mass counts `away` times */
     float away;
 } choice;
@@ -94,10 +97,6 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
     nodes.first = first_node;
     nodes.count = last_node - first_node;
     nodes.turn_step = NODE;
-    if (job->turns && want->node_turns) {
-        nodes.turns = want->node_turns;
-        nodes.turn_step = 1;
-    }
     nodes.out = mass;
     if (!score(by, by->nodes, &nodes)) return 0;
     memset(marks, 0, (size_t)job->count);
@@ -121,18 +120,37 @@ static long marked(const uint8_t *marks, long n, long first, int32_t *columns) {
     return count;
 }
 
+/* Marks what a list of `choice` names, within n columns from `first` on. */
+static void mark_list(uint8_t *marks, long n, long first, const int32_t *list) {
+    for (long i = 0; i < list[0]; i++)
+        if (list[2 + i] >= first && list[2 + i] < first + n) marks[list[2 + i] - first] = 1;
+}
+
 /* Candidates of the range to `columns`, ascending; how many, -1 without memory. */
 static long find_candidates(const scorer *by, const score_job *job, const choice *want, uint8_t *marks, float *mass,
                             float *scratch, int32_t *found, int32_t *columns) {
     long n = job->count, first = job->first, count = 0;
-    if (want->again) {
+    if (want->what == AGAIN) {
         count = want->kept[0];
         memcpy(columns, want->kept + 2, (size_t)count * sizeof *columns);
         for (long c = want->kept[1]; c < first + n; c++) columns[count++] = (int32_t)c;
         return count;
     }
-    if (!mark_candidates(by, job, want, marks, mass, scratch, found)) return -1;
+    if (want->what == SEARCH) { /* what was kept belongs to it: what follows a chosen column need not be in the scan */
+        memset(marks, 0, (size_t)n);
+        mark_list(marks, n, first, want->scanned);
+        mark_list(marks, n, first, want->kept);
+        for (long c = want->scanned[1]; c < first + n; c++) marks[c - first] = 1;
+    } else if (!mark_candidates(by, job, want, marks, mass, scratch, found)) return -1;
     return marked(marks, n, first, columns);
+}
+
+/* Marks the `keep` best of the candidates. */
+static void mark_best(const score_job *job, const float *mass, long candidates, long keep, uint8_t *marks, long n,
+                      long first, float *scratch, int32_t *found) {
+    long best = best_of(mass, candidates, keep, scratch, found);
+    memset(marks, 0, (size_t)n);
+    for (long i = 0; i < best; i++) marks[job->columns ? job->columns[found[i]] - first : found[i]] = 1;
 }
 
 /* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
@@ -144,7 +162,7 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     int32_t *columns = (int32_t *)(scratch + n), *found = columns + n;
     uint8_t *marks = (uint8_t *)(found + n);
     long count = -1;
-    if (want->again || (want->nodes && n > want->max_candidates)) {
+    if (want->what != SCAN || (want->nodes && n > want->max_candidates)) {
         job->count = find_candidates(by, job, want, marks, mass, scratch, found, columns);
         if (job->count < 0) goto done;
         job->columns = columns;
@@ -155,11 +173,13 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     job->num_around = want->num_around;
     job->count += want->num_around;
     if (candidates && !score(by, by->leaves, job)) goto done;
-    if (want->kept && !want->again) {
-        long best = best_of(mass, candidates, want->keep, scratch, found);
-        memset(marks, 0, (size_t)n);
-        for (long i = 0; i < best; i++) marks[job->columns ? columns[found[i]] - first : found[i]] = 1;
+    if (want->scanned && want->what == SCAN && n > want->max_candidates) {
+        mark_best(job, mass, candidates, want->max_candidates, marks, n, first, scratch, found);
+        want->scanned[0] = (int32_t)marked(marks, n, first, want->scanned + 2);
+        want->scanned[1] = (int32_t)(first + n);
     }
+    if (want->kept && want->what != AGAIN)
+        mark_best(job, mass, candidates, want->keep, marks, n, first, scratch, found);
     for (long i = 0; want->where && i < candidates; i++)
         if (want->where[job->columns ? columns[i] : first + i] < 0) mass[i] *= want->away;
     count = best_of(mass, candidates, want->budget, scratch, found);
@@ -167,7 +187,7 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
         if (want->mass) want->mass[i] = mass[found[i]];
     }
-    if (want->kept && !want->again) {
+    if (want->kept && want->what != AGAIN) {
         marks[0] = 1; /* what was read is read on, the sink as well: a number may go on in the next leaf */
         for (long i = 0; i < count; i++)
             if (want->out[i] + 1 < first + n) marks[want->out[i] + 1 - first] = 1;
