@@ -16,6 +16,8 @@ from edgekv.cli.options import Given, with_options
 if TYPE_CHECKING:
     from edgekv.config import Config
 
+_MIN_BUDGET, _MIN_WINDOW = 128, 64  # tokens, the least that the options take
+
 
 @with_options
 def perplexity(
@@ -36,10 +38,14 @@ def perplexity(
 ) -> None:
     """Perplexity of a long text under a budget, against an exact sliding window in as much device memory.
 
-    Computed in blocks, which read --prefill-budget tokens of the past. The bundled novel has about 15,000 tokens:
-    give a longer --text, or fewer --tokens.
+    Computed in blocks, which read --prefill-budget tokens of the past: by default as many as the exact window, in
+    whole blocks, six of seven of them the latest. The bundled novel has about 15,000 tokens: give a longer --text,
+    or fewer --tokens.
     """
-    setting = Setting(_selected(given), text)
+    budget = max(_MIN_BUDGET, sliding_window // streaming.BLOCK_TOKENS * streaming.BLOCK_TOKENS)
+    config = set_unless_given(given, _selected(given), {"prefill_budget": budget})
+    config = set_unless_given(given, config, {"window": max(_MIN_WINDOW, config.prefill_budget * 6 // 7)})
+    setting = Setting(config, text)
     setting.text.take(tokens)
     machine = measured(setting)
     rows = streaming.measure(setting, tokens, sliding_window, has_sink=sink, progress=progress)

@@ -1,7 +1,8 @@
 """`bench passkey`: a number hidden at several depths of a conversation far longer than the trained window.
 
-A depth counts where exact attention finds the number in a context that fits the window, the same words before the
-question (they alone can make a small model miss it); there the budget has to find it in the long one. Depths are taken deepest first, so that each keeps the KV in front of its own.
+A depth counts where exact attention finds the number in a context that fits the window and ends in the same words
+(those alone can make a small model miss it); there the budget has to find it in the long one. Depths are taken
+deepest first, so that each keeps the KV in front of its own.
 """
 
 from __future__ import annotations

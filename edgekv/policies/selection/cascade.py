@@ -2,9 +2,9 @@
 
 A scan ranks every column. It takes place where the last tokens of a prompt are read, then for each layer once in
 `SCAN_EVERY` tokens. In between only its best are searched, and between two searches only the best of these. Nodes
-of 8 leaves were the first sieve once: at 16,000 tokens they put a passkey that the keys rank among the first 50 into
-the worse half; at 32,000 a search by them chose 0.87 of the mass that is best, one of a scan's best 0.89. They still
-serve the blocks of a long prompt, which scans would make quadratic, and where keys are on disk.
+of 8 leaves were the first sieve once: at 16,000 tokens they put a passkey that the keys rank among the first 50
+into the worse half; at 32,000 a search by them chose 0.87 of the mass that is best, one of a scan's best 0.89. They
+still serve the blocks of a long prompt, which scans would make quadratic, and where keys are on disk.
 
 Sink and window take part in each head's softmax: without them heads that look nowhere else counted as much as those
 that look far, and a needle was lost. Every token is ranked for: every second one only halved the time and lost a
