@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import edgekv_kernels as kernels
-from edgekv.cache.leaf import LEAF_TOKENS, NODE_COLUMNS, num_columns
+from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.models.linear import Linear, weight_bytes
-from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, SEARCH_EVERY
+from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, SCAN_EVERY, search_period
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,9 +60,10 @@ def index_bytes_read(setting: Setting, context: int) -> int:
         case "window":
             layer = 0
         case "cascade":
-            nodes = columns // NODE_COLUMNS * node if columns > MAX_CANDIDATES else 0
-            ranked = min(columns, MAX_CANDIDATES) + (SEARCH_EVERY - 1) * min(columns, KEPT)
-            layer = (nodes + ranked * keys) // SEARCH_EVERY
+            every = search_period(columns)
+            ranked = min(columns, MAX_CANDIDATES) / every + min(columns, KEPT) * (1 - 1 / every)
+            ranked += columns / SCAN_EVERY if columns > MAX_CANDIDATES else 0
+            layer = int(ranked * keys)
         case "leoam":
             layer = columns // _CHUNK_COLUMNS * node
         case "oracle":

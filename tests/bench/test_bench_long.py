@@ -229,8 +229,8 @@ def test_a_bundled_text_is_repeated_under_another_name():
     ("method", "columns", "want"),
     [
         ("window", 4096, 0),
-        ("cascade", 256, (256 + 3 * 128) * 1176 // 4),
-        ("cascade", 4096, (512 * 600 + (512 + 3 * 128) * 1176) // 4),
+        ("cascade", 256, (256 + 3 * 128) // 4 * 1176),
+        ("cascade", 4096, (4096 // 128 + (512 + 7 * 128) // 8) * 1176),
     ],
 )
 def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, want):

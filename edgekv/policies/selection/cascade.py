@@ -35,6 +35,11 @@ KEPT = 128  # columns that are ranked between two searches
 MARGIN = 2  # at least so many times the columns to choose, of candidates and of those kept
 
 
+def search_period(num_columns: int, search_every: int = SEARCH_EVERY) -> int:
+    """Tokens between two searches of one layer."""
+    return search_every if num_columns <= LONG_COLUMNS else 2 * search_every
+
+
 def _rows() -> Tensor:
     return torch.empty((0, 0), dtype=torch.int32)
 
@@ -94,7 +99,7 @@ class Cascade(Selector):
             kept=self._kept,
             around=around,
             scan_period=self.scan_every,
-            period=self.search_every * (1 if len(columns) <= LONG_COLUMNS else 2),
+            period=search_period(len(columns), self.search_every),
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:
