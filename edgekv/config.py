@@ -90,7 +90,8 @@ class Config:
     )
     prefill_budget: Annotated[int, msgspec.Meta(ge=128)] = _option(
         3072,
-        "Tokens of the past that a block of new ones reads per layer under selected attention (3072).",
+        "Tokens of the past that a block of new ones reads per layer under selected attention (3072); a prompt's "
+        "last 64 read --budget.",
         "TOKENS",
     )
     window: Annotated[int, msgspec.Meta(ge=64)] | None = _option(

@@ -72,6 +72,10 @@ def measure(
     if not isinstance(front, ModelFront):
         raise ConfigError("passkeys need the model's tokenizer: install llama-cpp-python")
     setting.check_room(short_context)
+    if context < short_context:
+        raise ConfigError(
+            f"--context {context} is shorter than --short-context {short_context}: turn them round"
+        )
     things, text = hidden_at(depths), setting.long_text(context)
     found: list[list[bool]] = []
     with setting.engine(setting.roomy(context)) as engine:

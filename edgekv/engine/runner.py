@@ -63,9 +63,9 @@ class Runner:
         """Tokens of the next pass over a context of `total`, at most `room`. Where a budget is read, the last few
         tokens are a pass of their own: a question asks for other columns than the document before it.
         """
-        count = min(room, total - start)
-        if self.selects(total, total - start) and total - start > FEW_TOKENS:
-            count = min(count, total - start - FEW_TOKENS)
+        count, rest = min(room, total - start), total - start
+        if rest > FEW_TOKENS and self.selects(total, FEW_TOKENS):
+            count = min(count, max(rest - FEW_TOKENS, rest // 2))  # no pass of a token or two
         return count
 
     @torch.inference_mode()

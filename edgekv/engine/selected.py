@@ -105,7 +105,7 @@ class SelectedAttention:
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
-        self._until_sample = 0
+        self._until_sample, self._last = 0, None  # it would hold on to abstracts that may be dropped now
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
         num_on_device = round(tally.num_device_leaves)
@@ -185,6 +185,7 @@ class SelectedAttention:
             return False
         if not (promoted.serves(sequence) and promoted.is_current):
             return False
+        promoted.go_on()
         whole.offset, whole.num_missing = offset, LEAF_TOKENS - 1 - offset
         whole.turns = self._layout.turns(start // LEAF_TOKENS, start + 1)
         whole.phase = start

@@ -188,6 +188,10 @@ class PromotedLeaves:
             self._version = directory.version
         return torch.from_numpy(self.where)
 
+    def go_on(self) -> None:
+        """Another pass begins over the same table of slots."""
+        self._begun = self._now
+
     def touch(self, layer: int, columns: NDArray[np.int32]) -> None:
         """These are attended to next: they do not give way to those of them that have to be brought."""
         assert self.is_current, "room was made while a pass runs: its table of slots is stale"

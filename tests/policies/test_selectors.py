@@ -127,6 +127,21 @@ def test_a_needle_in_an_unpromising_node():
     assert selector.choosing(Layers(abstracts), step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
 
 
+@pytest.mark.parametrize("absent", [(), (50,)])
+def test_an_answer_does_not_search_an_older_questions_scan(absent):
+    """A question that went by nodes, its keys being on disk, left the scan of the turn before to be searched."""
+    keys, q = needle_among_decoys()
+    abstracts, selector = Made(keys), Cascade(max_candidates=16)
+    step = step_of(abstracts, q.expand(3, -1, -1), range(1, 97), 4)
+    chosen(selector, step)
+    abstracts.absent = set(absent)
+    chosen(selector, replace(step, is_block=not absent))
+    abstracts.absent = set()
+    choosing = selector.choosing(Layers(abstracts), step.columns, 4, step.around)
+    assert choosing.scanned[0, :2].tolist() == [0, 0]
+    assert choosing.kept[0, 0] == 0
+
+
 class Layers:
     """The same in the form that all layers are asked for."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SCAN_EVERY = 128  # tokens, per layer: every 32 led to half a hundredth more of the mass
 SEARCH_EVERY = 4  # half as often in long conversations
 LONG_COLUMNS = 2048
+SCAN_QUERIES = 8  # of the last tokens of a prompt, evenly spaced
 MAX_CANDIDATES = 512  # what a scan leaves
 MAX_CANDIDATES_ON_DISK = 256  # each is a read
 KEPT = 128  # columns that are ranked between two searches
@@ -62,24 +63,26 @@ class Cascade(Selector):
     search_every: int = SEARCH_EVERY
     scan_every: int = SCAN_EVERY
     kept: int = KEPT
-    _winners: dict[int, Tensor] = field(default_factory=dict)  # a layer's last choice: candidates for a block
+    _winners: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # a layer's last choice by nodes: candidates again
     _scanned: Tensor = field(default_factory=_rows)  # both of `Choosing`
     _kept: Tensor = field(default_factory=_rows)
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
         self._make_room(step.layer + 1, step.num_columns)
-        self._kept[step.layer, 0] = 0  # of other queries: the next token searches again
-        if step.abstracts.num_absent:
-            best = self._best(step, self._promising(step, MAX_CANDIDATES_ON_DISK))
-        elif step.is_block:
-            best = self._best(step, self._promising(step, self.max_candidates))
-        elif len(step.q) == 1 and 0 < int(self._scanned[step.layer, 1]) <= step.columns.stop:
+        if step.abstracts.num_absent or step.is_block:
+            self._forget(step.layer)
+            count = self._select_by_nodes(step)
+            self._winners[step.layer] = step.out[:count].clone()
+            return count
+        if len(step.q) == 1 and 0 < int(self._scanned[step.layer, 1]) <= step.columns.stop:
             best = self._best(step, self._searched(step))
         else:
-            best = self._scan(step)
+            self._kept[step.layer, 0] = 0  # of other queries: the next token searches again
+            best = self._best(step, self._scan(step))
         step.out[: len(best)] = best
-        self._winners[step.layer] = best
         return len(best)
 
     def choosing(
@@ -108,18 +111,37 @@ class Cascade(Selector):
         self._scanned = _with_room(self._scanned, num_layers, most + 2)
         self._kept = _with_room(self._kept, num_layers, kept + num_columns + 3)
 
-    def _promising(self, step: Step, max_candidates: int) -> Tensor:
-        """Columns of the most promising nodes, and of the last choice."""
-        return kernels.candidate_columns(
-            step.q,
-            step.abstracts.nodes(step.layer),
-            step.columns.start,
-            step.columns.stop,
+    def _forget(self, layer: int) -> None:
+        """An answer to other queries must not search what these left: its first token scans."""
+        self._scanned[layer, :2] = 0
+        self._kept[layer, 0] = 0
+
+    def _select_by_nodes(self, step: Step) -> int:
+        """Columns of the most promising nodes, and of the last choice; keys on disk are brought of these only."""
+        q, nodes, winners = step.q, step.abstracts.nodes(step.layer), self._winners.get(step.layer)
+        first, last, most = step.columns.start, step.columns.stop, MARGIN * step.num_columns
+        if step.abstracts.num_absent:
+            most = max(min(self.max_candidates, MAX_CANDIDATES_ON_DISK), most)
+            columns = kernels.candidate_columns(
+                q, nodes, first, last, step.scale, most, winners, step.turns, step.style
+            )
+            best = self._best(step, columns)
+            step.out[: len(best)] = best
+            return len(best)
+        return kernels.select_leaves(
+            q,
+            step.abstracts.keys(step.layer),
+            first,
+            last,
+            step.num_columns,
             step.scale,
-            max(min(self.max_candidates, max_candidates), MARGIN * step.num_columns),
-            self._winners.get(step.layer),
-            step.turns,
-            step.style,
+            step.out,
+            nodes=nodes,
+            max_candidates=max(self.max_candidates, most),
+            extra=winners,
+            around=step.around,
+            turns=step.turns,
+            style=step.style,
         )
 
     def _best(self, step: Step, columns: Tensor) -> Tensor:
@@ -128,20 +150,22 @@ class Cascade(Selector):
         return columns[mass.topk(min(step.num_columns, len(columns))).indices].sort().values
 
     def _searched(self, step: Step) -> Tensor:
-        """What the last scan left, and the columns that came since."""
-        scanned = self._scanned[step.layer]
+        """What the last scan left, what was kept, and the columns that came since."""
+        scanned, kept = self._scanned[step.layer], self._kept[step.layer]
         since = torch.arange(int(scanned[1]), step.columns.stop, dtype=torch.int32)
-        return torch.cat((scanned[2 : 2 + int(scanned[0])], since))
+        columns = torch.cat((scanned[2 : 2 + int(scanned[0])], kept[2 : 2 + int(kept[0])], since)).unique()
+        return columns[(columns >= step.columns.start) & (columns < step.columns.stop)]
 
     def _scan(self, step: Step) -> Tensor:
-        """The best of all; many of the best are remembered."""
+        """Many of the best of all, ascending; they are remembered."""
         first, last = step.columns.start, step.columns.stop
-        mass, scanned = step.mass(step.q), self._scanned[step.layer]
+        sample = torch.arange(len(step.q) - 1, -1, -max(1, len(step.q) // SCAN_QUERIES)).flip(0)
+        mass, scanned = step.mass(step.q[sample]), self._scanned[step.layer]
         count = min(len(scanned) - 2, len(mass))
-        order = mass.topk(count).indices.int() + first
+        best: Tensor = mass.topk(count).indices.sort().values.int() + first
         scanned[0], scanned[1] = count, last
-        scanned[2 : 2 + count] = order.sort().values
-        return order[: step.num_columns].sort().values
+        scanned[2 : 2 + count] = best
+        return best
 
     def reset(self) -> None:
         """See `Selector`."""

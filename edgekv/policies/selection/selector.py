@@ -41,11 +41,6 @@ class AbstractsLike(Protocol):
         """`keys` of all layers, uint8 `[num_layers, num_columns, key_bytes]`, rows of a layer contiguous."""
         ...
 
-    @property
-    def all_nodes(self) -> Tensor:
-        """`nodes` of all layers, likewise."""
-        ...
-
     def ensure(self, layer: int, columns: NDArray[np.integer]) -> None:
         """Bring the keys of `columns` from disk where they are not here."""
         ...
