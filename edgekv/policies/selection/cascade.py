@@ -153,7 +153,8 @@ class Cascade(Selector):
         """What the last scan left, what was kept, and the columns that came since."""
         scanned, kept = self._scanned[step.layer], self._kept[step.layer]
         since = torch.arange(int(scanned[1]), step.columns.stop, dtype=torch.int32)
-        columns = torch.cat((scanned[2 : 2 + int(scanned[0])], kept[2 : 2 + int(kept[0])], since)).unique()
+        known = scanned[2 : 2 + int(scanned[0])], kept[2 : 2 + int(kept[0])], since
+        columns: Tensor = torch.cat(known).unique()
         return columns[(columns >= step.columns.start) & (columns < step.columns.stop)]
 
     def _scan(self, step: Step) -> Tensor:
