@@ -1,10 +1,10 @@
 """Virtual positions: where far columns seem to lie once a conversation is longer than the trained window.
 
 Columns within the window keep their distance: at one distance for all, KL to full attention over 6,000 tokens rose
-from 0.002 to 0.2 nats. Farther ones are laid over the window again and again, up to three quarters of it at a time,
-so that what was said in a row still seems so: at one distance for all a number that went on in the next leaf was
-lost, and a novel's next tokens were less likely. The sink is nearer than its place behind all others: there, at the
-window's edge, a passkey in it was missed.
+from 0.002 to 0.2 nats. Farther ones are laid over the window's middle again and again, a quarter of the window at a
+time, so that what was said in a row still seems so: at one distance for all, numbers and a novel's next tokens were
+less likely. The sink lies in the middle too: at the window's edge a passkey in it was missed, and so was one in
+columns laid as far as there.
 
 Keys are stored rotated at their absolute positions, and rotations form a group: turning the query by the
 opposite angle is the same as moving the key, so no stored byte changes. Knows positions only.
@@ -33,10 +33,9 @@ class VirtualLayout:
         self._rope = rope
         self._step = min(STEP_TOKENS, max(LEAF_TOKENS, trained_tokens // 4))
         self._reach = max(LEAF_TOKENS, trained_tokens - self._step - 2 * LEAF_TOKENS)
-        self._middle = trained_tokens // 2
-        span = min(trained_tokens * 3 // 4, 2 * (self._middle - self._step))  # none seems later than the pass
+        self._middle = trained_tokens * 3 // 8
+        span = min(trained_tokens // 4, 2 * (self._middle - self._step))  # none seems later than the pass
         self._span = max(1, span // LEAF_TOKENS) * LEAF_TOKENS
-        self._sink = max(LEAF_TOKENS, trained_tokens // 4)
         self._end = -1
         self._turns: torch.Tensor | None = None
 
@@ -58,7 +57,7 @@ class VirtualLayout:
             is_far = true < end - self._reach
             folded = end - self._middle - self._span // 2 + true % self._span  # one turn for a whole span
             virtual = torch.where(is_far, folded, true)
-            virtual[0] = end - self._sink
+            virtual[0] = end - max(LEAF_TOKENS, self._middle)
             cos, sin = self._rope.turn(true - virtual)
             self._turns, self._end = torch.cat([cos, sin], dim=1), end
         assert len(self._turns) > num_columns
