@@ -1,8 +1,9 @@
 """`bench passkey`: a number hidden at several depths of a conversation far longer than the trained window.
 
-A depth counts where exact attention finds the number in a context that fits the window and ends in the same words
-(those alone can make a small model miss it); there the budget has to find it in the long one. Depths are taken
-deepest first, so that each keeps the KV in front of its own.
+A depth counts where exact attention finds the number in a context that fits the window; there the budget has to
+find it in the long one. That context is the text's front, and besides the long one's end, since the words before a
+question can by themselves make a small model miss. Depths are taken deepest first, so that each keeps the KV in
+front of its own.
 """
 
 from __future__ import annotations
@@ -77,29 +78,30 @@ def measure(
             f"--context {context} is shorter than --short-context {short_context}: turn them round"
         )
     things, text = hidden_at(depths), setting.long_text(context)
-    found: list[list[bool]] = []
+    everything = text.take(context)
+    contexts = {"front": everything[:short_context], "end": everything[-short_context:], "": everything}
+    found: dict[str, list[bool]] = {}
     with setting.engine(setting.roomy(context)) as engine:
         runner = runner_of(engine)
         long_attention = runner.attention
-        for length in (short_context, context):
-            runner.attention = "exact" if length == short_context else long_attention
-            search = _Search(engine, front.tokenizer, text.take(context)[-length:], progress)
-            found.append([search.finds(thing) for thing in things])
+        for name, ids in contexts.items():
+            runner.attention = "exact" if name else long_attention
+            search = _Search(engine, front.tokenizer, ids, progress)
+            found[name] = [search.finds(thing) for thing in things]
             engine.release(SEQUENCE, forget=False)
     labels = setting.labels(context, text.name)
-    rows = [
-        dataclasses.replace(
-            labels.row(
-                "passkey_found", f"1: yes (peer: exact, {short_context:,})", ours=int(long), peer=int(near)
-            ),
-            depth=thing.depth,
+    rows: list[Row] = []
+    for name in ("front", "end"):
+        peer = f"(peer: exact, {name} {short_context:,})"
+        for thing, near, long in zip(things, found[name], found[""], strict=True):
+            row = labels.row(f"passkey_found_{name}", f"1: yes {peer}", ours=int(long), peer=int(near))
+            rows.append(dataclasses.replace(row, depth=thing.depth))
+        wanted = sum(found[name])
+        both = sum(near and long for near, long in zip(found[name], found[""], strict=True))
+        share = both / wanted if wanted else None
+        rows.append(
+            labels.row(f"passkey_solved_{name}", f"depths {peer}", ours=both, peer=wanted, ratio=share)
         )
-        for thing, near, long in zip(things, *found, strict=True)
-    ]
-    wanted = sum(found[0])
-    both = sum(near and long for near, long in zip(*found, strict=True))
-    share = both / wanted if wanted else None
-    rows.append(labels.row("passkey_solved", "depths (peer: exact)", ours=both, peer=wanted, ratio=share))
     return rows
 
 

@@ -88,8 +88,7 @@ class Choosing:
         if scans or (searches and not is_long):
             searches, columns = True, torch.arange(self.first, self.last, dtype=torch.int32)
         elif searches:
-            columns = torch.cat((self._listed(scanned), kept[2 : 2 + int(kept[0])])).unique()
-            columns = columns[(columns >= self.first) & (columns < self.last)]
+            columns = self.searched(layer)
         else:
             columns = self._listed(kept)
         bounds = self.first, self.last
@@ -104,6 +103,13 @@ class Choosing:
             _note(kept, most, self.last)
         out[: len(best)] = best
         return len(best)
+
+    def searched(self, layer: int) -> torch.Tensor:
+        """What a search of the layer ranks between two scans: int32, ascending."""
+        kept = self.kept[layer]
+        known = self._listed(self.scanned[layer]), kept[2 : 2 + int(kept[0])]
+        columns: torch.Tensor = torch.cat(known).unique()
+        return columns[(columns >= self.first) & (columns < self.last)]
 
     def _listed(self, row: torch.Tensor) -> torch.Tensor:
         """What a row names, and the columns that came since."""

@@ -172,11 +172,18 @@ def test_a_passkey_is_looked_for_at_every_depth_in_both_contexts(bench):
     assert code == 0
     depths = [(row["metric"], row["depth"], row["ours"], row["peer"]) for row in report["rows"]]
     assert depths == [
-        ("passkey_found", 100, 0, 0),
-        ("passkey_found", 0, 0, 0),
-        ("passkey_solved", None, 0, 0),
+        (f"passkey_{what}_{context}", depth, 0, 0)
+        for context in ("front", "end")
+        for what, depth in (("found", 100), ("found", 0), ("solved", None))
     ]
-    assert report["rows"][2]["ratio"] is None
+    assert all(row["ratio"] is None for row in report["rows"])
+
+
+def test_a_passkey_wants_the_longer_context_to_be_longer(bench):
+    """Guards the comparison: the exact one silently had fewer tokens than it was asked to have."""
+    code, message = bench("passkey", "--context", "300", "--short-context", "400")
+    assert code != 0
+    assert "--short-context 400" in str(message)
 
 
 def test_each_depth_hides_another_number():

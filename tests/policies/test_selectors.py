@@ -40,6 +40,10 @@ class Made:
         return self._nodes
 
     @property
+    def all_keys(self):
+        return self.keys(0)[None]
+
+    @property
     def num_absent(self):
         return len(self.absent)
 
@@ -118,13 +122,13 @@ def test_a_needle_in_an_unpromising_node():
     step = step_of(abstracts, q, range(1, 97), 4)
     assert 43 not in chosen(selector, replace(step, is_block=True))
     assert 43 in chosen(selector, step)
-    choosing = selector.choosing(Layers(abstracts), step.columns, 4, torch.empty(0, dtype=torch.int32))
+    choosing = selector.choosing(abstracts, step.columns, 4, torch.empty(0, dtype=torch.int32))
     assert choosing.max_candidates == 16
     assert choosing.scanned[0, :2].tolist() == [16, 97]
     assert 43 in choosing.scanned[0, 2:].tolist()
     later = step_of(abstracts, q, range(1, 99), 4)
     assert 43 in chosen(selector, later)
-    assert selector.choosing(Layers(abstracts), step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
+    assert selector.choosing(abstracts, step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
 
 
 @pytest.mark.parametrize("absent", [(), (50,)])
@@ -137,16 +141,9 @@ def test_an_answer_does_not_search_an_older_questions_scan(absent):
     abstracts.absent = set(absent)
     chosen(selector, replace(step, is_block=not absent))
     abstracts.absent = set()
-    choosing = selector.choosing(Layers(abstracts), step.columns, 4, step.around)
+    choosing = selector.choosing(abstracts, step.columns, 4, step.around)
     assert choosing.scanned[0, :2].tolist() == [0, 0]
     assert choosing.kept[0, 0] == 0
-
-
-class Layers:
-    """The same in the form that all layers are asked for."""
-
-    def __init__(self, abstracts):
-        self.num_absent, self.all_keys = 0, abstracts.keys(0)[None]
 
 
 @pytest.mark.parametrize("name", SELECTORS)

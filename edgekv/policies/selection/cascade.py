@@ -78,7 +78,9 @@ class Cascade(Selector):
             self._winners[step.layer] = step.out[:count].clone()
             return count
         if len(step.q) == 1 and 0 < int(self._scanned[step.layer, 1]) <= step.columns.stop:
-            best = self._best(step, self._searched(step))
+            choosing = self.choosing(step.abstracts, step.columns, step.num_columns, step.around)
+            assert choosing is not None, "no keys are absent"
+            best = self._best(step, choosing.searched(step.layer))
         else:
             self._kept[step.layer, 0] = 0  # of other queries: the next token searches again
             best = self._best(step, self._scan(step))
@@ -148,14 +150,6 @@ class Cascade(Selector):
         """The best of `columns`, ascending."""
         mass = step.mass(step.q, columns)
         return columns[mass.topk(min(step.num_columns, len(columns))).indices].sort().values
-
-    def _searched(self, step: Step) -> Tensor:
-        """What the last scan left, what was kept, and the columns that came since."""
-        scanned, kept = self._scanned[step.layer], self._kept[step.layer]
-        since = torch.arange(int(scanned[1]), step.columns.stop, dtype=torch.int32)
-        known = scanned[2 : 2 + int(scanned[0])], kept[2 : 2 + int(kept[0])], since
-        columns: Tensor = torch.cat(known).unique()
-        return columns[(columns >= step.columns.start) & (columns < step.columns.stop)]
 
     def _scan(self, step: Step) -> Tensor:
         """Many of the best of all, ascending; they are remembered."""
