@@ -40,6 +40,9 @@ PROMOTED_STEPS = 16  # leaves kept of so many steps' choices, if there is room: 
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
 SAMPLE_PASSES = 64  # decode passes between two whose kept mass is measured, by a scan of all low-bit keys
+SAMPLE_LAYERS = (
+    6  # of their layers one in so many, others each time: all took a tenth of a short answer's time
+)
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 AWAY_WEIGHT = 0.3  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
@@ -95,6 +98,7 @@ class SelectedAttention:
         self._owner: Sequence | None = None
         self._num_cuts = 0
         self._until_sample = 0  # decode passes; of every answer the first is measured, if all keys are here
+        self._num_samples = 0
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
         self._whole: kernels.TokenPass | None = None  # while it runs
@@ -168,11 +172,19 @@ class SelectedAttention:
             return self._whole
         this = self._open(sequence, count)
         samples = samples and this.abstracts.num_absent == 0
+        weighed = range(0)
         if samples:
             self._until_sample = SAMPLE_PASSES
-        if count == 1 and not samples:
+            weighed = self._layers_to_weigh(sequence.directory.num_layers)
+        elif count == 1:
             self._whole = self._token_pass(this)
-        return self._whole or partial(self._attend, this, self._full(this), samples)
+        return self._whole or partial(self._attend, this, self._full(this), weighed)
+
+    def _layers_to_weigh(self, num_layers: int) -> range:
+        """Of the next sample; at least one."""
+        every = min(SAMPLE_LAYERS, num_layers)
+        self._num_samples += 1
+        return range(self._num_samples % every, num_layers, every)
 
     def _goes_on(self, sequence: Sequence, last: tuple[kernels.TokenPass, int, int]) -> bool:
         """Make `last`, the pass of a token, the one of the next token if that is in the same column and nothing has
@@ -198,22 +210,22 @@ class SelectedAttention:
             return
         self._last = whole, owner.directory.version, owner.num_tokens
         promoted, tally = self._residency.promotion.promoted, self.tally
-        lengths = whole.counts.numpy() + len(whole.fixed)
-        num_leaves = int(lengths.sum())
-        tally.num_steps += len(lengths)
-        tally.num_tokens += num_leaves * LEAF_TOKENS - len(lengths) * whole.num_missing
+        num_layers, num_fixed = len(whole.counts), len(whole.fixed)
+        num_leaves = int(whole.counts.sum()) + num_layers * num_fixed
+        tally.num_steps += num_layers
+        tally.num_tokens += num_leaves * LEAF_TOKENS - num_layers * whole.num_missing
         weighs = tally.waits == 0
         tally.waits = SAMPLE_TIERS if weighs else tally.waits - 1
         if weighs or promoted.is_partial:
-            listed = whole.listed.numpy()
-            attended = np.arange(listed.shape[1]) < lengths[:, None]
+            listed, counts = whole.listed.numpy(), whole.counts.numpy()[:, None]
+            place = np.arange(listed.shape[1])  # chosen ones stand first
+            attended = place < counts + num_fixed
             if promoted.is_partial:
                 promoted.touch_all(listed, attended)
             if weighs:
                 slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
-                if whole.choosing is not None:  # chosen ones stand first
-                    chosen = np.arange(listed.shape[1]) < whole.counts.numpy()[:, None]
-                    tally.note_chosen(listed[chosen], len(lengths))
+                if whole.choosing is not None:
+                    tally.note_chosen(listed[place < counts], num_layers)
                 tally.device_share = float((slots[attended] < self._first_host).sum() / num_leaves)
         tally.num_leaves += num_leaves
         tally.num_device_leaves += num_leaves * tally.device_share
@@ -284,20 +296,20 @@ class SelectedAttention:
         self,
         this: _Pass,
         full: FullAttention | None,
-        samples: bool,
+        weighed: range,
         layer: int,
         q: Tensor,
         k: Tensor,
         v: Tensor,
     ) -> Tensor:
-        """One layer, the policy being asked."""
+        """One layer, the policy being asked. Of the layers `weighed` the kept mass is measured."""
         kernels.append_kv(this.written, this.writes[layer], this.offset, k, v)
         listed = this.fixed
         if this.num_choices:
             listed = self._choose(this, full, layer, q)
             if this.count <= FEW_TOKENS:
                 self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
-            if samples:
+            if layer in weighed:
                 self._weigh(this, layer, q, listed)
         slots, turned = self._placed(this, layer, listed)
         num_tokens = len(listed) * LEAF_TOKENS - this.num_missing

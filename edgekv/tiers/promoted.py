@@ -21,6 +21,7 @@ from edgekv.tiers.landing import Landing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from edgekv.cache.directory import Directory
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.mover import Mover
 
@@ -176,17 +177,27 @@ class PromotedLeaves:
                 self._promoted = (
                     np.concatenate([self._promoted, extra], axis=1) if self._promoted.size else extra
                 )
-            self.where = np.where(self._promoted != ABSENT, self._promoted + self.tier.first_slot, ABSENT)
-            mover = self._mover
-            tiers = [(mover.device, directory.device)]
-            if mover.in_place:
-                tiers.insert(0, (mover.host, directory.host))
-            for tier, slots in tiers:
-                self.where = np.where(slots != ABSENT, slots + tier.first_slot, self.where)
-            self.where = self.where.astype(np.int32)
+            self.where = self._slots_of(directory)
             self.is_partial = bool((self.where == ABSENT).any())
             self._version = directory.version
         return torch.from_numpy(self.where)
+
+    def _slots_of(self, directory: Directory) -> NDArray[np.int32]:
+        """Slots in the arena, int32 `[num_layers, columns]`: of whole columns, else of promoted leaves or ABSENT.
+
+        Once in 16 tokens over all columns: of a conversation that lies on the device nothing else is looked at.
+        """
+        device, mover = self._mover.device, self._mover
+        where = directory.device + np.int32(device.first_slot)
+        away = directory.device == ABSENT
+        if not away.any():
+            return where
+        lower = np.where(self._promoted != ABSENT, self._promoted + np.int32(self.tier.first_slot), ABSENT)
+        if mover.in_place:
+            host = directory.host
+            lower = np.where(host != ABSENT, host + np.int32(mover.host.first_slot), lower)
+        found: NDArray[np.int32] = np.where(away, lower, where)
+        return found
 
     def go_on(self) -> None:
         """Another pass begins over the same table of slots."""
