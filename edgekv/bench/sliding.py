@@ -56,7 +56,6 @@ class SlidingAttention:
             slots[:, :1].contiguous(),
         )
         turn = self._turn(first).to(pool.device) if self.has_sink and first else None
-        style = self.rope.style
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             kernels.append_kv(pool, new[layer], 0, k, v)
@@ -65,15 +64,13 @@ class SlidingAttention:
                 past = (tail - first) * LEAF_TOKENS
                 kernels.merge_(out, lse, *kernels.attend_leaves(q, pool, window[layer], past, self.scale))
             if turn is not None:
-                of_sink = kernels.attend_leaves(
-                    q, pool, sink[layer], LEAF_TOKENS, self.scale, turns=turn, style=style
-                )
+                of_sink = kernels.attend_leaves(q, pool, sink[layer], LEAF_TOKENS, self.scale, turns=turn)
                 kernels.merge_(out, lse, *of_sink)
             return out
 
         return attend
 
-    def _turn(self, first: int) -> Tensor:
+    def _turn(self, first: int) -> kernels.Turns:
         """The query's turn for the sink: from its place, 0, to the leaf right before column `first`."""
         cos, sin = self.rope.turn(torch.tensor([-(first - 1) * LEAF_TOKENS]))
-        return torch.cat([cos, sin], dim=1)
+        return kernels.Turns.each(torch.cat([cos, sin], dim=1), self.rope.style)

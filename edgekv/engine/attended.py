@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from edgekv_kernels.rope import Style
-
 
 @dataclass(frozen=True, slots=True)
 class FullAttention:
@@ -28,14 +26,13 @@ class FullAttention:
     (or None), both where the pool is.
     """
 
-    placed: Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+    placed: Callable[[int, Tensor], tuple[Tensor, kernels.Turns | None]]
     pool: Tensor
     free: Tensor
     fixed: Tensor
     num_missing: int
     at_once: int
     scale: float
-    style: Style
 
     def of(self, layer: int, q: Tensor) -> Tensor:
         """What `free` gets of queries `[T, Hq, D]` on the pool's device, summed over them and their heads: float32
@@ -50,4 +47,4 @@ class FullAttention:
     def _part(self, layer: int, q: Tensor, columns: Tensor, *, is_last: bool) -> Tensor:
         slots, turns = self.placed(layer, columns)
         num_tokens = len(columns) * LEAF_TOKENS - (self.num_missing if is_last else 0)
-        return kernels.leaf_logsumexp(q, self.pool, slots, num_tokens, self.scale, turns, self.style)
+        return kernels.leaf_logsumexp(q, self.pool, slots, num_tokens, self.scale, turns)

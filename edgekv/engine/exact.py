@@ -109,7 +109,6 @@ class ExactAttention:
             num_missing=LEAF_TOKENS - 1 - start % LEAF_TOKENS,
             scale=self._scale,
             turns=None,
-            style="split",
             choosing=None,
             reach=reach,
         )

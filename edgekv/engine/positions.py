@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ class VirtualLayout:
 
     def __init__(self, rope: Rope, trained_tokens: int) -> None:
         self.trained_tokens = trained_tokens
-        self.style = rope.style
         self._rope = rope
         self._step = min(STEP_TOKENS, max(LEAF_TOKENS, trained_tokens // 4))
         self._reach = max(LEAF_TOKENS, trained_tokens - self._step - 2 * LEAF_TOKENS)
@@ -37,14 +37,14 @@ class VirtualLayout:
         span = min(trained_tokens // 4, 2 * (self._middle - self._step))  # none seems later than the pass
         self._span = max(1, span // LEAF_TOKENS) * LEAF_TOKENS
         self._end = -1
-        self._turns: torch.Tensor | None = None
+        self._turns: kernels.Turns | None = None
 
     def is_needed(self, num_tokens: int) -> bool:
         """Whether some columns of a sequence of `num_tokens` lie beyond the trained window."""
         return num_tokens > self.trained_tokens
 
-    def turns(self, num_columns: int, end: int) -> torch.Tensor | None:
-        """Extra rotation of the query for each column, float32 `[>= num_columns, rope_dim]`: cos, then sin.
+    def turns(self, num_columns: int, end: int) -> kernels.Turns | None:
+        """Extra rotation of the query for each of more than `num_columns` columns.
 
         `end`: one past the last position of the pass. None while every distance is a trained one.
         """
@@ -58,7 +58,8 @@ class VirtualLayout:
             folded = end - self._middle - self._span // 2 + true % self._span  # one turn for a whole span
             virtual = torch.where(is_far, folded, true)
             virtual[0] = end - max(LEAF_TOKENS, self._middle)
-            cos, sin = self._rope.turn(true - virtual)
-            self._turns, self._end = torch.cat([cos, sin], dim=1), end
+            offsets, of = (true - virtual).unique(return_inverse=True)  # few: a span has one
+            rows = torch.cat(self._rope.turn(offsets), dim=1)
+            self._turns, self._end = kernels.Turns(rows, of.int(), self._rope.style), end
         assert len(self._turns) > num_columns
         return self._turns

@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 PROMOTED_STEPS = 16  # leaves kept of so many steps' choices, if there is room: neighbours choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
-SAMPLE_PASSES = 64  # decode passes between two whose kept mass is measured, by a scan of all low-bit keys
-SAMPLE_LAYERS = (
-    6  # of their layers one in so many, others each time: all took a tenth of a short answer's time
-)
+SAMPLE_PASSES = 64  # passes over few tokens between two whose kept mass is measured, by all low-bit keys
+SAMPLE_LAYERS = 6  # of their layers one in so many, others each time: all took a tenth of a short answer
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 AWAY_WEIGHT = 0.3  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
@@ -72,7 +70,7 @@ class _Pass:
     num_choices: int
     at_once: int
     num_missing: int
-    turns: Tensor | None
+    turns: kernels.Turns | None
 
 
 class SelectedAttention:
@@ -94,11 +92,13 @@ class SelectedAttention:
         self._selector = selector
         self._layout = layout
         self._scale = scale
-        self._style = layout.style
         self._owner: Sequence | None = None
         self._num_cuts = 0
-        self._until_sample = 0  # decode passes; of every answer the first is measured, if all keys are here
+        self._until_sample = 0  # passes; of every answer the first is measured, if all keys are here
         self._num_samples = 0
+        self._measured = torch.zeros(
+            2
+        )  # shares of attention that fell on what was attended: their sum and number
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
         self._whole: kernels.TokenPass | None = None  # while it runs
@@ -114,9 +114,11 @@ class SelectedAttention:
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
         num_on_device = round(tally.num_device_leaves)
         brought = self._residency.promotion.promoted.take_use()
+        mass, num_measured = self._measured.tolist()
+        self._measured.zero_()
         return AttentionUse(
             mean_tokens=tally.num_tokens / tally.num_steps if tally.num_steps else 0.0,
-            mass_kept=tally.mass / tally.num_samples if tally.num_samples else None,
+            mass_kept=mass / num_measured if num_measured else None,
             host_bytes_read=(tally.num_leaves - num_on_device) * leaf_bytes,
             device_bytes_read=num_on_device * leaf_bytes,
             disk_bytes_read=brought.num_read * leaf_bytes,
@@ -165,25 +167,28 @@ class SelectedAttention:
                 self._selector.reset()
         self._owner, self._num_cuts = sequence, sequence.num_cuts
         arrivals.wait_all()  # abstracts are made of what has landed
-        samples = count == 1 and self._until_sample <= 0
-        self._until_sample -= count == 1
-        if count == 1 and not samples and is_same and last is not None and self._goes_on(sequence, last):
+        if count == 1 and is_same and last is not None and self._goes_on(sequence, last):
             self._whole = last[0]
             return self._whole
         this = self._open(sequence, count)
-        samples = samples and this.abstracts.num_absent == 0
-        weighed = range(0)
-        if samples:
-            self._until_sample = SAMPLE_PASSES
-            weighed = self._layers_to_weigh(sequence.directory.num_layers)
-        elif count == 1:
+        if count == 1:
             self._whole = self._token_pass(this)
-        return self._whole or partial(self._attend, this, self._full(this), weighed)
+        return self._whole or partial(self._attend, this, self._full(this), self._layers_to_weigh(this))
 
-    def _layers_to_weigh(self, num_layers: int) -> range:
-        """Of the next sample; at least one."""
-        every = min(SAMPLE_LAYERS, num_layers)
+    def _layers_to_weigh(self, this: _Pass) -> range:
+        """Those of a pass whose kept mass is measured: of an answer's first over few tokens, then now and then.
+
+        Passes that the kernels follow through all layers measure it whenever they rank all columns.
+        """
+        if this.count > FEW_TOKENS or not this.num_choices or this.abstracts.num_absent:
+            return range(0)
+        self._until_sample -= 1
+        if self._until_sample >= 0:
+            return range(0)
+        self._until_sample = SAMPLE_PASSES - 1
         self._num_samples += 1
+        num_layers = this.sequence.directory.num_layers
+        every = min(SAMPLE_LAYERS, num_layers)
         return range(self._num_samples % every, num_layers, every)
 
     def _goes_on(self, sequence: Sequence, last: tuple[kernels.TokenPass, int, int]) -> bool:
@@ -286,10 +291,10 @@ class SelectedAttention:
             num_missing=this.num_missing,
             scale=self._scale,
             turns=this.turns,
-            style=self._style,
             choosing=choosing,
             reach=self._reach,
             phase=this.sequence.num_tokens,
+            measured=self._measured,
         )
 
     def _attend(
@@ -310,18 +315,18 @@ class SelectedAttention:
             if this.count <= FEW_TOKENS:
                 self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
             if layer in weighed:
-                self._weigh(this, layer, q, listed)
+                self._weigh(this, layer, q, listed[: len(listed) - len(this.fixed)])
         slots, turned = self._placed(this, layer, listed)
         num_tokens = len(listed) * LEAF_TOKENS - this.num_missing
         self.tally.num_steps += 1
         self.tally.num_tokens += num_tokens
         self.tally.slots.append(slots)
-        pool, scale, style = this.pool, self._scale, self._style
+        pool, scale = this.pool, self._scale
         if this.count == 1:
-            return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)[0]
+            return kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned)[0]
         out, lse = kernels.attend_block(q, k, v, scale)
         if num_tokens:
-            part = kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned, style=style)
+            part = kernels.attend_leaves(q, pool, slots, num_tokens, scale, turns=turned)
             kernels.merge_(out, lse, *part)
         return out
 
@@ -338,7 +343,6 @@ class SelectedAttention:
             abstracts=this.abstracts,
             out=out,
             turns=this.turns,
-            style=self._style,
             token_ids=this.sequence.token_ids,
             attended=None if full is None else partial(full.of, layer, sample),
             around=this.around,
@@ -361,10 +365,9 @@ class SelectedAttention:
             num_missing=this.num_missing,
             at_once=this.at_once,
             scale=self._scale,
-            style=self._style,
         )
 
-    def _placed(self, this: _Pass, layer: int, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _placed(self, this: _Pass, layer: int, columns: Tensor) -> tuple[Tensor, kernels.Turns | None]:
         """Slots of `columns`, after bringing up those that are away, and their turns; both where the pool is."""
         promoted = self._residency.promotion.promoted
         if promoted.is_partial:
@@ -372,7 +375,7 @@ class SelectedAttention:
         slots = this.where[layer].index_select(0, columns).to(this.pool.device)
         if this.turns is None:
             return slots, None
-        return slots, this.turns.index_select(0, columns).to(this.pool.device)
+        return slots, this.turns.at(columns).to(this.pool.device)
 
     def _reach(self, layer: int, columns: Tensor) -> None:
         """Bring up those of `columns` that are away."""
@@ -383,16 +386,14 @@ class SelectedAttention:
         if len(away):
             promoted.bring(layer, away)
 
-    def _weigh(self, this: _Pass, layer: int, q: Tensor, attended: Tensor) -> None:
-        """Add the share of attention mass that falls on `attended`, by low-bit keys of every full column."""
-        keys = this.abstracts.keys(layer)
-        num_columns = len(keys)
-        mass = kernels.score_leaves(
-            q.cpu(), keys, None, 0, num_columns, self._scale, turns=this.turns, style=self._style
+    def _weigh(self, this: _Pass, layer: int, q: Tensor, chosen: Tensor) -> None:
+        """Measure the share of the last query's attention that falls on `chosen` and around (see `TokenPass`)."""
+        keys, choice = this.abstracts.keys(layer), this.choice
+        mass = kernels.score_among(
+            q[-1:].cpu(), keys, None, this.around, choice.start, choice.stop, self._scale, this.turns
         )
-        kept = mass[attended[attended < num_columns].long()].sum() / mass.sum()
-        self.tally.mass += float(kept)
-        self.tally.num_samples += 1
+        lost = float(mass.sum() - mass[chosen.long() - choice.start].sum())
+        self._measured += torch.tensor([1 - lost / q.shape[1], 1.0])
 
     def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:
         """Sink and window of a pass that begins at token `start`, the unfinished column last."""

@@ -24,8 +24,6 @@ class AttentionTally:
 
     num_steps: int = 0
     num_tokens: int = 0
-    mass: float = 0.0
-    num_samples: int = 0
     num_leaves: int = 0
     num_device_leaves: float = 0.0
     device_share: float = 0.0  # of the leaves of the pass that was looked at last

@@ -36,6 +36,7 @@ from edgekv_kernels.selection import (
     score_nodes,
     select_leaves,
 )
+from edgekv_kernels.turns import Turns
 from edgekv_kernels.unpack import unpack4, unpack8
 from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 
@@ -48,6 +49,7 @@ __all__ = [
     "Packed4",
     "Packed8",
     "TokenPass",
+    "Turns",
     "Wide",
     "after_attend_",
     "append_kv",

@@ -16,10 +16,10 @@ import torch
 from edgekv_kernels import dense, dispatch
 from edgekv_kernels.kv import LEAF_TOKENS
 from edgekv_kernels.reference import attention as reference
+from edgekv_kernels.turns import NOT_TURNED, Turns, spread
 
 if TYPE_CHECKING:
     from edgekv_kernels.dispatch import Form
-    from edgekv_kernels.rope import Style
 
 FEW_QUERIES = 8  # up to here the float32 form is as fast as the bfloat16 one
 _VECTOR = 16  # the native forms take head dimensions that are multiples of this
@@ -34,15 +34,13 @@ def attend_leaves(
     scale: float,
     out: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of every query over the first `num_tokens` tokens of the listed leaves; no causal mask.
 
     q: float32 [T, Hq, D], heads contiguous (a slice of fused rows will do); Hq = G * Hkv, query head h reads
     kv head h // G. pool: bfloat16 [num_slots, 2, Hkv, 16, D] contiguous. slots: int32 [n] on the pool's device.
-    turns: None, or float32 [n, R], R <= D, R/2 cosines then R/2 sines: by how much the query is turned for that
-    leaf, on top of the rotation that its keys carry; pairs as in `rope_`.
+    turns: a row for each leaf, on the pool's device; None where none is turned.
     Returns out float32 [T, Hq, D] and lse float32 [T, Hq] (natural log); no tokens give out 0, lse -inf.
     """
     num_queries, _, dim = q.shape
@@ -51,10 +49,7 @@ def attend_leaves(
     assert leaf_tokens == LEAF_TOKENS, pool.shape
     assert dim == pool_dim, (pool.shape, q.shape)
     assert 0 <= num_tokens <= len(slots) * LEAF_TOKENS, (num_tokens, slots.shape)
-    if turns is not None:
-        assert len(turns) == len(slots), (turns.shape, slots.shape)
-        assert turns.shape[1] <= dim, (turns.shape, dim)
-        assert turns.is_contiguous()
+    assert turns is None or len(turns) == len(slots), (turns, slots.shape)
     out, lse = _destination(q, num_kv_heads, out, lse)
     if num_tokens == 0 or num_queries == 0:
         out.zero_()
@@ -62,18 +57,18 @@ def attend_leaves(
         return out, lse
     form = _form(dim, pool)
     if form == "native":
-        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse, turns, style)
+        job = _job(q, num_kv_heads, pool, slots, num_tokens, scale, out, lse, turns)
         if num_queries <= FEW_QUERIES:
             dispatch.native.attend(*job)
         elif dispatch.native.has_bf16():
             dispatch.native.attend_many(*job, 0)
         else:
-            dense.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
+            dense.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, *spread(turns))
     elif form == "triton":
         triton = dispatch.triton_form("attention")
-        triton.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
+        triton.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, *spread(turns))
     else:
-        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, turns, style)
+        reference.attend_leaves(q, pool, slots, num_tokens, scale, out, lse, *spread(turns))
     return out, lse
 
 
@@ -166,8 +161,7 @@ def _job(
     scale: float,
     out: torch.Tensor,
     lse: torch.Tensor,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> tuple[int | float, ...]:
     """What the native kernels are told."""
     num_queries, num_heads, dim = q.shape
@@ -187,7 +181,5 @@ def _job(
         num_kv_heads,
         dim,
         q.stride()[0],
-        0 if turns is None else turns.data_ptr(),
-        0 if turns is None else turns.shape[1],
-        style == "interleaved",
+        *(NOT_TURNED if turns is None else turns.native(dim)),
     )

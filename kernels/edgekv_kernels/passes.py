@@ -22,12 +22,13 @@ from edgekv_kernels.attention import attend_leaves
 from edgekv_kernels.halves import after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
 from edgekv_kernels.selection import score_among
+from edgekv_kernels.turns import NOT_TURNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edgekv_kernels.halves import LayerWeights
-    from edgekv_kernels.rope import Style
+    from edgekv_kernels.turns import Turns
 
 MAX_LAYERS = 1024  # of the native form
 
@@ -70,10 +71,10 @@ class Choosing:
         q: torch.Tensor,
         scale: float,
         out: torch.Tensor,
-        turns: torch.Tensor | None,
-        style: Style,
+        turns: Turns | None,
         phase: int,
         where: torch.Tensor,
+        measured: torch.Tensor,
     ) -> int:
         """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
         count = self.last - self.first
@@ -85,18 +86,22 @@ class Choosing:
         turn = layer * self.scan_period // len(self.kept)
         is_long = count > self.max_candidates
         scans = is_long and bool(scanned[0] == 0 or (turn + phase) % self.scan_period == 0)
-        if scans or (searches and not is_long):
+        ranks_all = scans or (searches and not is_long)
+        if ranks_all:
             searches, columns = True, torch.arange(self.first, self.last, dtype=torch.int32)
         elif searches:
             columns = self.searched(layer)
         else:
             columns = self._listed(kept)
         bounds = self.first, self.last
-        mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns, style)
+        mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns)
         if scans:
             _note(scanned, _best_of(mass, columns, self.max_candidates), self.last)
         weighed = torch.where(where.index_select(0, columns) < 0, mass * self.away, mass)
         best = _best_of(weighed, columns, self.budget)
+        if ranks_all:
+            lost = mass.sum() - mass[best - self.first].sum()
+            measured += torch.stack([1 - lost / q.shape[1], torch.ones(())])
         if searches:
             most = _best_of(mass, columns, len(kept) - 3 - self.budget)
             most = torch.cat((most, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
@@ -135,8 +140,10 @@ class TokenPass:
     pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
     [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
     leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
-    turns: float32 [num_columns, R] or None, as `attend_leaves` takes them per leaf.
+    turns: a row for every column, or None.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
+    measured: float32 [2], where a layer that ranks all columns adds the share of its attention that falls on what
+    is chosen and on `around`, and 1: of the attention to all columns to choose from and `around`, by low-bit keys.
     After the pass `listed[layer, : counts[layer] + n]` are the columns that were attended, chosen ones first.
 
     phase: see `Choosing`; the token's number, say. For the next token of the same leaf `offset`, `num_missing`,
@@ -154,11 +161,11 @@ class TokenPass:
     fixed: torch.Tensor
     num_missing: int
     scale: float
-    turns: torch.Tensor | None
-    style: Style
+    turns: Turns | None
     choosing: Choosing | None
     reach: Callable[[int, torch.Tensor], None]
     phase: int = 0
+    measured: torch.Tensor = field(default_factory=lambda: torch.zeros(2))
     listed: torch.Tensor = field(init=False)
     counts: torch.Tensor = field(init=False)
     native: _Native | None = field(init=False, default=None, repr=False)
@@ -175,7 +182,7 @@ class TokenPass:
         chosen = 0
         if self.choosing is not None:
             chosen = self.choosing.of(
-                layer, q.cpu(), self.scale, row, self.turns, self.style, self.phase, self.where[layer]
+                layer, q.cpu(), self.scale, row, self.turns, self.phase, self.where[layer], self.measured
             )
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
@@ -184,13 +191,10 @@ class TokenPass:
         if (slots < 0).any():
             self.reach(layer, columns)
             slots = self.where[layer].index_select(0, columns)
-        turns, device = None, self.pool.device
-        if self.turns is not None:
-            turns = self.turns.index_select(0, columns).to(device)
+        device = self.pool.device
+        turns = None if self.turns is None else self.turns.at(columns).to(device)
         num_tokens = len(columns) * LEAF_TOKENS - self.num_missing
-        return attend_leaves(
-            q, self.pool, slots.to(device), num_tokens, self.scale, turns=turns, style=self.style
-        )[0]
+        return attend_leaves(q, self.pool, slots.to(device), num_tokens, self.scale, turns=turns)[0]
 
     def columns(self, layer: int) -> torch.Tensor:
         """What the layer attended to, int32."""
@@ -247,7 +251,7 @@ class _Native:
         scratch = torch.empty(one.qkv_width + one.num_heads * (one.head_dim + 1))
         qkv = scratch.data_ptr()
         attended = qkv + 4 * one.qkv_width
-        slots = torch.empty(attend.listed.shape[1], dtype=torch.int32)
+        places = torch.empty(2 * attend.listed.shape[1], dtype=torch.int32)  # slots and rows of turns
         place = (
             qkv,
             attended,
@@ -262,12 +266,12 @@ class _Native:
             attend.listed.data_ptr(),
             attend.counts.data_ptr(),
             attend.listed.stride(0),
-            slots.data_ptr(),
+            places.data_ptr(),
             attend.scale,
-            attend.style == "interleaved",
+            attend.measured.data_ptr(),
         )
         choice = None if attend.choosing is None else _choice(one, attend.choosing)
-        return cls(tuple(layer.native for layer in layers), place, choice, (scratch, slots))
+        return cls(tuple(layer.native for layer in layers), place, choice, (scratch, places))
 
 
 def _pass_native(
@@ -297,9 +301,8 @@ def _pass_native(
             cos.shape[1],
             attend.offset,
             attend.num_missing,
-            0 if turns is None else turns.data_ptr(),
-            0 if turns is None else turns.shape[1],
             attend.phase,
+            NOT_TURNED if turns is None else turns.native(layers[0].head_dim),
             same.place,
             same.choice,
         )

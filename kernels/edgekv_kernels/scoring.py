@@ -1,6 +1,6 @@
 """Scores of single leaves, not summed: host side. For measurements and exact searches; plain in every form.
 
-Row c of `keys` and slot c of `slots` are column c of one layer; `turns` as in `edgekv_kernels.selection`, a row for
+Row c of `keys` and slot c of `slots` are column c of one layer; `turns`, None where none is turned, has a row for
 each given leaf.
 """
 
@@ -12,22 +12,22 @@ import torch
 
 from edgekv_kernels.kv import LEAF_TOKENS
 from edgekv_kernels.reference import scoring as reference
+from edgekv_kernels.turns import spread
 
 if TYPE_CHECKING:
-    from edgekv_kernels.rope import Style
+    from edgekv_kernels.turns import Turns
 
 
 def leaf_scores(
     q: torch.Tensor,
     keys: torch.Tensor,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> torch.Tensor:
     """Scores by the low-bit keys of leaves: float32 [T, Hq, n, 16]. q: float32 [T, Hq, D]; keys: uint8 [n, ...]."""
     assert keys.dtype is torch.uint8, keys.dtype
     assert turns is None or len(turns) == len(keys), (len(keys), turns)
-    return reference.leaf_scores(q, keys, scale, turns, style)
+    return reference.leaf_scores(q, keys, scale, *spread(turns))
 
 
 def leaf_logsumexp(
@@ -36,8 +36,7 @@ def leaf_logsumexp(
     slots: torch.Tensor,
     num_tokens: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> torch.Tensor:
     """Log-sum-exp of the true scores of each leaf, the last of which may be unfinished: float32 [T, Hq, n].
 
@@ -46,7 +45,7 @@ def leaf_logsumexp(
     """
     missing = len(slots) * LEAF_TOKENS - num_tokens
     assert 0 <= missing < LEAF_TOKENS, (slots.shape, num_tokens)
-    scores = reference.true_scores(q, pool[slots.long(), 0], scale, turns, style)
+    scores = reference.true_scores(q, pool[slots.long(), 0], scale, *spread(turns))
     if missing:
         scores[:, :, -1, LEAF_TOKENS - missing :] = -torch.inf
     return scores.logsumexp(-1)

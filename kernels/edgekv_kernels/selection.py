@@ -5,9 +5,7 @@ Estimates how much of the attention each leaf would get, from low-bit keys (`sco
 row c of `keys` is column c, row n of `nodes` is columns 8 n to 8 n + 7 of the same layer.
 Knows rows and column numbers. Does not know budgets' reasons, tiers or which leaves are resident.
 
-`turns`: float32 [num_columns, R], R <= D, R/2 cosines then R/2 sines: by how much the query is turned for that
-column, on top of the rotation that its keys carry; None where no column is turned. A node takes the row of its
-first column.
+`turns` has a row for every column, None where none is turned; a node is turned as its first column.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import torch
 from edgekv_kernels import dispatch
 from edgekv_kernels.abstracts import MAX_DIM, NODE_LEAVES
 from edgekv_kernels.reference import selection as reference
+from edgekv_kernels.turns import NOT_TURNED, Turns, spread
 
 if TYPE_CHECKING:
     from edgekv_kernels.dispatch import Form
@@ -34,8 +33,7 @@ def score_leaves(
     first: int,
     last: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Estimated softmax mass of each scored column, summed over queries and heads: float32 [n]; sums to T * Hq.
@@ -49,15 +47,14 @@ def score_leaves(
     if rows == 0 or len(q) == 0:
         return out.zero_()
     if form == "native":
-        job = _job(q, keys, columns, first, rows, scale, turns, style)
+        job = _job(q, keys, columns, first, rows, scale, turns)
         dispatch.native.score_leaves(*job, out.data_ptr())
         return out
-    chosen, rotation = _taken(keys, columns, first, last), _taken(turns, columns, first, last)
-    assert chosen is not None
+    chosen, rotation = _taken(keys, columns, first, last), _rotation(turns, columns, first, last)
     if form == "triton":
-        dispatch.triton_form("selection").score_leaves(q, chosen, scale, rotation, style, out)
+        dispatch.triton_form("selection").score_leaves(q, chosen, scale, *rotation, out)
     else:
-        reference.score_leaves(q, chosen, scale, rotation, style, out)
+        reference.score_leaves(q, chosen, scale, *rotation, out)
     return out
 
 
@@ -69,19 +66,18 @@ def score_among(
     first: int,
     last: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> torch.Tensor:
     """`score_leaves` with the columns `around` (int32 [m]) in every head's softmax: float32 [n] of the others.
 
     What the heads give to `around` is missing from the sum.
     """
     if around is None or len(around) == 0:
-        return score_leaves(q, keys, columns, first, last, scale, turns, style)
+        return score_leaves(q, keys, columns, first, last, scale, turns)
     if columns is None:
         columns = torch.arange(first, last, dtype=torch.int32, device=around.device)
     every = torch.cat((columns, around))
-    return score_leaves(q, keys, every, 0, 0, scale, turns, style)[: len(columns)]
+    return score_leaves(q, keys, every, 0, 0, scale, turns)[: len(columns)]
 
 
 def score_nodes(
@@ -90,8 +86,7 @@ def score_nodes(
     first: int,
     last: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
     alpha: float = ALPHA,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -105,11 +100,10 @@ def score_nodes(
     if rows == 0 or len(q) == 0:
         return out.zero_()
     if _form(q, nodes) == "native":
-        job = _job(q, nodes, None, first, rows, scale, turns, style)
+        job = _job(q, nodes, None, first, rows, scale, turns)
         dispatch.native.score_nodes(*job, out.data_ptr(), alpha)
         return out
-    rotation = None if turns is None else turns[first * NODE_LEAVES : last * NODE_LEAVES : NODE_LEAVES]
-    reference.score_nodes(q, nodes[first:last], scale, alpha, rotation, style, out)
+    reference.score_nodes(q, nodes[first:last], scale, alpha, *_of_nodes(turns, first, last), out)
     return out
 
 
@@ -120,14 +114,12 @@ def leaf_bounds(
     first: int,
     last: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Least and greatest score that any key of each leaf can have (LeoAM, arXiv 2506.20187): [T, Hq, n] twice."""
     _range(keys, columns, first, last)
-    chosen, rotation = _taken(keys, columns, first, last), _taken(turns, columns, first, last)
-    assert chosen is not None
-    return reference.leaf_bounds(q, chosen, scale, rotation, style)
+    rotation = _rotation(turns, columns, first, last)
+    return reference.leaf_bounds(q, _taken(keys, columns, first, last), scale, *rotation)
 
 
 def node_bounds(
@@ -136,13 +128,11 @@ def node_bounds(
     first: int,
     last: int,
     scale: float,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Least and greatest score that any key of nodes first to last - 1 can have: [T, Hq, n] twice."""
     _range(nodes, None, first, last)
-    rotation = None if turns is None else turns[first * NODE_LEAVES : last * NODE_LEAVES : NODE_LEAVES]
-    return reference.node_bounds(q, nodes[first:last], scale, rotation, style)
+    return reference.node_bounds(q, nodes[first:last], scale, *_of_nodes(turns, first, last))
 
 
 def select_leaves(
@@ -159,8 +149,7 @@ def select_leaves(
     max_candidates: int = 0,
     extra: torch.Tensor | None = None,
     around: torch.Tensor | None = None,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
     alpha: float = ALPHA,
 ) -> int:
     """Write the `budget` columns of [first, last) with the largest estimated mass to `out`, ascending; their count.
@@ -191,7 +180,7 @@ def select_leaves(
         assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
         return int(
             dispatch.native.select_leaves(
-                *_job(q, keys, None, first, last - first, scale, turns, style),
+                *_job(q, keys, None, first, last - first, scale, turns),
                 out.data_ptr(),
                 0 if mass is None else mass.data_ptr(),
                 count,
@@ -205,8 +194,8 @@ def select_leaves(
                 0 if around is None else len(around),
             )
         )
-    columns = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, style, alpha)
-    scores = score_among(q, keys, columns, around, first, last, scale, turns, style)
+    columns = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, alpha)
+    scores = score_among(q, keys, columns, around, first, last, scale, turns)
     best = scores.topk(min(count, len(scores))).indices.sort().values
     count = len(best)
     out[:count] = best + first if columns is None else columns[best]
@@ -223,8 +212,7 @@ def _candidates(
     nodes: torch.Tensor | None,
     max_candidates: int,
     extra: torch.Tensor | None,
-    turns: torch.Tensor | None,
-    style: Style,
+    turns: Turns | None,
     alpha: float,
 ) -> torch.Tensor | None:
     """Columns worth scoring one by one (int32, ascending); None for the whole range."""
@@ -233,7 +221,7 @@ def _candidates(
     first_node, last_node = -(-first // NODE_LEAVES), min(last // NODE_LEAVES, len(nodes))
     if last_node <= first_node:
         return None
-    promise = score_nodes(q, nodes, first_node, last_node, scale, turns, style, alpha)
+    promise = score_nodes(q, nodes, first_node, last_node, scale, turns, alpha)
     found = reference.candidates(promise, first_node, first, last, max_candidates // NODE_LEAVES)
     if extra is not None:
         found = torch.cat((found, extra[(extra >= first) & (extra < last)])).unique()
@@ -248,14 +236,13 @@ def candidate_columns(
     scale: float,
     max_candidates: int,
     extra: torch.Tensor | None = None,
-    turns: torch.Tensor | None = None,
-    style: Style = "split",
+    turns: Turns | None = None,
     alpha: float = ALPHA,
 ) -> torch.Tensor:
     """The columns of [first, last) that `select_leaves` would score, int32, ascending: what has to be read first
     where keys are not in memory. Arguments as there.
     """
-    found = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, style, alpha)
+    found = _candidates(q, first, last, scale, nodes, max_candidates, extra, turns, alpha)
     return torch.arange(first, last, dtype=torch.int32) if found is None else found
 
 
@@ -271,13 +258,23 @@ def _range(rows: torch.Tensor, columns: torch.Tensor | None, first: int, last: i
     return last - first
 
 
-def _taken(
-    rows: torch.Tensor | None, columns: torch.Tensor | None, first: int, last: int
-) -> torch.Tensor | None:
+def _taken(rows: torch.Tensor, columns: torch.Tensor | None, first: int, last: int) -> torch.Tensor:
     """The asked rows."""
-    if rows is None:
-        return None
     return rows[first:last] if columns is None else rows[columns.long()]
+
+
+def _rotation(
+    turns: Turns | None, columns: torch.Tensor | None, first: int, last: int
+) -> tuple[torch.Tensor | None, Style]:
+    """A row of turns for each asked column, as the plain and the Triton forms take them."""
+    if turns is None:
+        return None, "split"
+    return spread(Turns(turns.rows, _taken(turns.of, columns, first, last), turns.style))
+
+
+def _of_nodes(turns: Turns | None, first: int, last: int) -> tuple[torch.Tensor | None, Style]:
+    """The same for nodes."""
+    return _rotation(turns, torch.arange(first, last, dtype=torch.int32) * NODE_LEAVES, 0, 0)
 
 
 def _result(q: torch.Tensor, num_rows: int, out: torch.Tensor | None) -> torch.Tensor:
@@ -304,8 +301,7 @@ def _job(
     first: int,
     num_rows: int,
     scale: float,
-    turns: torch.Tensor | None,
-    style: Style,
+    turns: Turns | None,
 ) -> tuple[int | float, ...]:
     """What the native kernels are told: queries, rows, which of them, turns."""
     num_queries, num_heads, dim = q.shape
@@ -313,7 +309,6 @@ def _job(
     assert step == 1, q.stride()
     assert head == dim, q.stride()
     assert rows.is_contiguous()
-    assert turns is None or (turns.is_contiguous() and turns.shape[1] <= dim and turns.shape[1] % 2 == 0)
     return (
         q.data_ptr(),
         rows.data_ptr(),
@@ -326,7 +321,5 @@ def _job(
         dim,
         row,
         rows.shape[1],
-        0 if turns is None else turns.data_ptr(),
-        0 if turns is None else turns.shape[1],
-        style == "interleaved",
+        *(NOT_TURNED if turns is None else turns.native(dim)),
     )

@@ -13,6 +13,7 @@ from gguf_writer import write_tiny_gguf
 
 from edgekv.cache.directory import ABSENT
 from edgekv.config import Config
+from edgekv.engine import selected
 from edgekv.engine.build import load_model
 from edgekv.errors import CapacityError
 
@@ -132,10 +133,12 @@ def test_the_tier_without_room_is_named(near, far, stored, monkeypatch):
             host.give(slots)
 
 
-def test_the_way_up_may_be_closed_between_two_tokens(near, stored):
+def test_the_way_up_may_be_closed_between_two_tokens(near, stored, monkeypatch):
     """Guards passes that go on without being opened anew: host room was made, nothing moved, and the next leaf from
     disk had no slot to land in.
     """
+    monkeypatch.setattr(selected, "AWAY_WEIGHT", 1.0)  # what is away is chosen as anything else
+    monkeypatch.setattr(selected, "PERIOD_AWAY", 1)
     with engine_on(near, stored[0], in_place=False, **SELECTED, **SMALL) as engine:
         seen, promotion = Recorder(engine), engine._residency.promotion
         inner, host = engine._runner.logits, engine._residency.mover.host

@@ -11,10 +11,12 @@ from edgekv_kernels import (
     LayerWeights,
     Matrix,
     TokenPass,
+    Turns,
     after_attend_,
     before_attend,
     pack_keys,
     pass_layers_,
+    score_among,
 )
 
 LAYERS, COLUMNS, HEADS, KV_HEADS, DIM, HIDDEN, FFN = 3, 40, 6, 2, 32, 160, 96
@@ -59,7 +61,7 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
         kept = torch.zeros(LAYERS, 2 + 2 * budget + 3, dtype=torch.int32)
         near = torch.tensor([0, COLUMNS - 3] + [COLUMNS - 2] * around, dtype=torch.int32)
         choosing = Choosing(keys, 1, COLUMNS - 3, budget, scanned, kept, around=near)
-    angles = torch.rand(COLUMNS, DIM // 2)
+    angles, of = torch.rand(9, DIM // 2), torch.randint(0, 9, (COLUMNS,), dtype=torch.int32)
     return TokenPass(
         pool=pool,
         where=slots.clone(),
@@ -69,8 +71,7 @@ def token_pass(*, budget, turned=False, reach=None, max_candidates=1000, around=
         fixed=fixed,
         num_missing=10,
         scale=SCALE,
-        turns=torch.cat([angles.cos(), angles.sin()], dim=1) if turned else None,
-        style="split",
+        turns=Turns(torch.cat([angles.cos(), angles.sin()], dim=1), of) if turned else None,
         choosing=choosing,
         reach=reach or (lambda layer, columns: pytest.fail(f"nothing is away, {layer}, {columns}")),
     )
@@ -160,7 +161,7 @@ def test_the_best_are_kept(form, max_candidates):
     layers must take turns, and new columns come along.
     """
     passes = [token_pass(budget=4, max_candidates=max_candidates, turned=True) for _ in range(2)]
-    ends, scans = [], []
+    ends, scans, measured = [], [], 0
     for phase in range(12):
         for each in passes:
             last = COLUMNS - 9 + phase // 2
@@ -186,6 +187,32 @@ def test_the_best_are_kept(form, max_candidates):
         assert attend.choosing.kept[:, 1].tolist() == ends
         assert attend.choosing.scanned[:, 1].tolist() == scans
         assert attend.choosing.scanned[:, 0].tolist() == [8 * is_long] * LAYERS
+        assert torch.allclose(attend.measured, plain.measured, atol=1e-3)
+        ranked_all = turns if is_long else [phase == 0 or (i + phase) % 4 == 0 for i in range(LAYERS)]
+        assert attend.measured[1] - measured == sum(ranked_all)
+        measured = int(attend.measured[1])
+
+
+def test_the_share_of_attention_that_is_kept(form):
+    """Guards what an answer says of itself: what is not chosen is lost; leaves that are away count in full."""
+    passes = [token_pass(budget=4, max_candidates=8, turned=True, around=1) for _ in range(2)]
+    for each in passes:
+        each.where[:, ::3] = -1
+        each.choosing = replace(each.choosing, away=0.5)
+        each.reach = lambda layer, columns, where=each.where: where.__setitem__(layer, torch.arange(COLUMNS))
+    kept, attend = 0.0, passes[0]
+    hidden, layers, cos, sin = inputs()
+    for index, one in enumerate(layers):
+        q, k, v = before_attend(hidden, one, cos, sin)
+        after_attend_(hidden, attend(index, q, k, v), one)
+        c = attend.choosing
+        mass = score_among(q, c.keys[index], None, c.around, c.first, c.last, SCALE, attend.turns)
+        chosen = attend.columns(index)[: attend.counts[index]].long() - c.first
+        kept += 1 - float(mass.sum() - mass[chosen].sum()) / q.shape[1]
+    assert attend.measured.tolist() == pytest.approx([kept, LAYERS], abs=1e-4)
+    pass_layers_(*inputs(), passes[1])
+    assert passes[1].measured.tolist() == pytest.approx([kept, LAYERS], abs=1e-3)
+    assert 0 < kept < LAYERS
 
 
 def test_a_leaf_that_is_away_has_to_weigh_more(form):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_kernels_selection import index, turned_queries
 
-from edgekv_kernels import leaf_logsumexp, leaf_scores, node_bounds, nodes_of_keys, nodes_of_nodes
+from edgekv_kernels import Turns, leaf_logsumexp, leaf_scores, node_bounds, nodes_of_keys, nodes_of_nodes
 from edgekv_kernels.reference.abstracts import decode_keys
 
 HEADS, GROUP, DIM, LEAVES = 2, 3, 32, 11
@@ -28,7 +28,7 @@ def test_scores_by_low_bit_keys(style, num_queries):
     """Guards the heads' order and the turn of each leaf's own query."""
     q, rows, _, generator = index(LEAVES, HEADS, GROUP, DIM, num_queries)
     turns = turns_of(generator, LEAVES, style)
-    got = leaf_scores(q, rows, 0.2, turns, style or "split")
+    got = leaf_scores(q, rows, 0.2, None if turns is None else Turns.each(turns, style))
     want = expected(q, decode_keys(rows, HEADS, DIM), turns, style)
     assert torch.allclose(got.double(), want, atol=1e-4)
 
@@ -43,7 +43,8 @@ def test_what_each_leaf_would_get(style, missing):
     turns = turns_of(generator, LEAVES, style)
     scores = expected(q, pool[slots.long(), 0], turns, style)
     scores[:, :, -1, 16 - missing :] = -torch.inf
-    got = leaf_logsumexp(q, pool, slots, LEAVES * 16 - missing, 0.2, turns, style or "split")
+    each = None if turns is None else Turns.each(turns, style)
+    got = leaf_logsumexp(q, pool, slots, LEAVES * 16 - missing, 0.2, each)
     assert torch.allclose(got.double(), scores.logsumexp(-1), atol=1e-4)
 
 

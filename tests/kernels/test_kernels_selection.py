@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from edgekv_kernels import (
+    Turns,
     candidate_columns,
     forced,
     leaf_bounds,
@@ -104,16 +105,17 @@ def test_turned_queries(form, worst, style, width):
     """Guards the turn of each column by its own row, listed or not, alike to its neighbour's or not, partial."""
     num_leaves = 20
     q, keys, nodes, generator = index(num_leaves, 2, 3, 64, 2, seed=4)
-    turns = angles(num_leaves, width, generator)
-    mass = score_leaves(q, keys, None, 1, num_leaves, 0.15, turns, style)
+    rows, of = angles(9, width, generator), torch.randint(0, 9, (num_leaves,), dtype=torch.int32)
+    shared, turns = Turns(rows, of, style), rows[of]
+    mass = score_leaves(q, keys, None, 1, num_leaves, 0.15, shared)
     expected = expected_mass(q, keys[1:], 0.15, turns[1:], style)
     assert worst(mass, expected) < MASS_BOUND
     assert worst(expected_mass(q, keys[1:], 0.15), expected) > 2 * MASS_BOUND  # the turns matter here
     columns = torch.tensor([7, 2, 3, 0], dtype=torch.int32)
-    mass = score_leaves(q, keys, columns, 0, 0, 0.15, turns, style)
+    mass = score_leaves(q, keys, columns, 0, 0, 0.15, shared)
     chosen = columns.long()
     assert worst(mass, expected_mass(q, keys[chosen], 0.15, turns[chosen], style)) < MASS_BOUND
-    alone = score_nodes(q, nodes, 0, len(nodes), 0.15, turns, style, alpha=0.5)
+    alone = score_nodes(q, nodes, 0, len(nodes), 0.15, shared, alpha=0.5)
     assert worst(alone, expected_promise(q, nodes, 0.15, 0.5, turns[::8][: len(nodes)], style)) < 1e-4
 
 
@@ -155,11 +157,11 @@ def test_bounds_hold(form):
     turns = turns[::8].repeat_interleave(8, dim=0).contiguous()  # a node turns as one
     leaves = decode_keys(keys, 2, 64).double().repeat_interleave(2, dim=1)
     scores = torch.einsum("nthd,nhsd->thns", turned_queries(q, turns, "split"), leaves) * 0.2
-    lower, upper = leaf_bounds(q, keys, None, 0, 16, 0.2, turns)
+    lower, upper = leaf_bounds(q, keys, None, 0, 16, 0.2, Turns.each(turns))
     assert lower.shape == (2, 4, 16)
     assert bool((lower <= scores.amin(-1) + 1e-5).all())
     assert bool((upper >= scores.amax(-1) - 1e-5).all())
-    lower, upper = node_bounds(q, nodes, 0, 2, 0.2, turns)
+    lower, upper = node_bounds(q, nodes, 0, 2, 0.2, Turns.each(turns))
     of_node = scores.unflatten(2, (2, 8)).flatten(3)
     slack = 0.2 * 64 * 0.5  # decoded keys may lie half a step outside the keys that the node encloses
     assert bool((lower <= of_node.amin(-1) + slack).all())
@@ -234,10 +236,12 @@ def test_what_is_attended_anyway_takes_part_in_the_softmax(form, worst):
     first, last, budget = 3, 55, 9
     ranks = torch.cat((torch.arange(first, last), around.long()))
     expected = expected_mass(q, keys[ranks], 0.15, turns[ranks])[: last - first]
-    mass = score_among(q, keys, None, around, first, last, 0.15, turns)
+    mass = score_among(q, keys, None, around, first, last, 0.15, Turns.each(turns))
     assert worst(mass, expected) < MASS_BOUND
     out, got = torch.full((20,), -1, dtype=torch.int32), torch.full((20,), torch.nan)
-    count = select_leaves(q, keys, first, last, budget, 0.15, out, mass=got, around=around, turns=turns)
+    count = select_leaves(
+        q, keys, first, last, budget, 0.15, out, mass=got, around=around, turns=Turns.each(turns)
+    )
     best = mass.topk(budget).indices.sort().values
     assert count == budget
     assert out[:count].tolist() == (best + first).tolist()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgekv_kernels import append_kv, attend_leaves
+from edgekv_kernels import Turns, append_kv, attend_leaves
 
 
 def turned_keys(k, turns, style):
@@ -35,10 +35,10 @@ def test_each_leaf_sees_its_own_turn(form, worst, style, t, s, dim, width):
     slots = torch.randperm(num_leaves + 2, generator=generator)[:num_leaves].int()
     append_kv(pool, slots, 0, k, v)
     angle = torch.rand(num_leaves, width // 2, generator=generator) * 6
-    angle[:2] = angle[0]
-    turns = torch.cat((angle.cos(), angle.sin()), dim=1)
-    out, lse = attend_leaves(q, pool, slots, s, 0.2, turns=turns, style=style)
-    keys = turned_keys(k, turns, style).repeat_interleave(3, dim=1)
+    rows = torch.cat((angle.cos(), angle.sin()), dim=1)
+    of = torch.randint(0, num_leaves, (num_leaves,), generator=generator, dtype=torch.int32)
+    out, lse = attend_leaves(q, pool, slots, s, 0.2, turns=Turns(rows, of, style))
+    keys = turned_keys(k, rows[of], style).repeat_interleave(3, dim=1)
     scores = torch.einsum("thd,shd->ths", q.double(), keys) * 0.2
     expected = torch.einsum(
         "ths,shd->thd", scores.softmax(-1), v.bfloat16().double().repeat_interleave(3, dim=1)
@@ -56,6 +56,6 @@ def test_no_turn_is_as_before(form, worst):
     slots = torch.tensor([2, 0, 1], dtype=torch.int32)
     turns = torch.cat((torch.ones(3, 32), torch.zeros(3, 32)), dim=1)
     plain, plain_lse = attend_leaves(q, pool, slots, 40, 0.2)
-    out, lse = attend_leaves(q, pool, slots, 40, 0.2, turns=turns)
+    out, lse = attend_leaves(q, pool, slots, 40, 0.2, turns=Turns.each(turns))
     assert worst(out, plain) < 1e-6
     assert worst(lse, plain_lse) < 1e-6

@@ -54,10 +54,8 @@ class Weights:
         """
         step, turns = self.step, self.step.turns
         if turns is not None:
-            turns = turns[first_columns].repeat_interleave(kernels.NODE_LEAVES, 0)
-        lower, upper = kernels.node_bounds(
-            step.q, rows.contiguous(), 0, len(rows), step.scale, turns, step.style
-        )
+            turns = turns.at(first_columns.repeat_interleave(kernels.NODE_LEAVES))
+        lower, upper = kernels.node_bounds(step.q, rows.contiguous(), 0, len(rows), step.scale, turns)
         most, least = (self._exp(scores).sum((0, 1)) * kernels.LEAF_TOKENS for scores in (upper, lower))
         return most * (1 + _SLACK), least * (1 - _SLACK)
 
@@ -67,8 +65,8 @@ class Weights:
         if abstracts.num_absent:
             abstracts.ensure(step.layer, columns.numpy())
         keys = abstracts.keys(step.layer)[columns]
-        turns = None if step.turns is None else step.turns[columns]
-        return kernels.leaf_scores(step.q, keys, step.scale, turns, step.style)
+        turns = None if step.turns is None else step.turns.at(columns)
+        return kernels.leaf_scores(step.q, keys, step.scale, turns)
 
     def _exp(self, scores: Tensor) -> Tensor:
         norm = self.norm.reshape(self.norm.shape + (1,) * (scores.dim() - 2))

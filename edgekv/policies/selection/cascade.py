@@ -124,9 +124,7 @@ class Cascade(Selector):
         first, last, most = step.columns.start, step.columns.stop, MARGIN * step.num_columns
         if step.abstracts.num_absent:
             most = max(min(self.max_candidates, MAX_CANDIDATES_ON_DISK), most)
-            columns = kernels.candidate_columns(
-                q, nodes, first, last, step.scale, most, winners, step.turns, step.style
-            )
+            columns = kernels.candidate_columns(q, nodes, first, last, step.scale, most, winners, step.turns)
             best = self._best(step, columns)
             step.out[: len(best)] = best
             return len(best)
@@ -143,7 +141,6 @@ class Cascade(Selector):
             extra=winners,
             around=step.around,
             turns=step.turns,
-            style=step.style,
         )
 
     def _best(self, step: Step, columns: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Leoam(Selector):
             nodes = step.abstracts.nodes(step.layer)
             wanted = -(-count // NODE) * NODE
             known = kernels.candidate_columns(
-                step.q, nodes, first, last, step.scale, wanted, turns=step.turns, style=step.style
+                step.q, nodes, first, last, step.scale, wanted, turns=step.turns
             ).long()
         known = known[(known >= first) & (known < last)]
         seeds: Tensor = torch.cat([known, loose]).unique()

@@ -37,7 +37,7 @@ class Quest(Selector):
 
     @staticmethod
     def _upper(step: Step, keys: Tensor, first: int, last: int) -> Tensor:
-        bounds = kernels.leaf_bounds(step.q, keys, None, first, last, step.scale, step.turns, step.style)
+        bounds = kernels.leaf_bounds(step.q, keys, None, first, last, step.scale, step.turns)
         return bounds[1]
 
     def reset(self) -> None:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from edgekv_kernels.rope import Style
-
 
 class AbstractsLike(Protocol):
     """Abstracts of one sequence, one row per column or node, on the CPU."""
@@ -58,8 +56,8 @@ class Step:
     choice is among `columns`; at most `num_columns` of them, written to `out` int32 `[>= num_columns]`.
     around: int32 `[m]`, columns that are attended anyway and have abstracts, the sink and the nearest: what a head
     gives to them it does not ask of `columns`, so they belong into the softmax of every estimate.
-    turns: float32 `[columns, R]`, the extra rotation of the query for each column (R/2 cos, R/2 sin; `style` is
-    the model's), None where every distance is within the trained window. token_ids: of everything before the pass.
+    turns: of the query for each column, None where every distance is within the trained window. token_ids: of
+    everything before the pass.
     attended: reads every leaf and gives the attention that each of `columns` gets under full attention, float32
     `[len(columns)]`, summed over queries and heads; only for methods whose `needs_attended` is set. is_block: a
     block of a long prompt, of which there are many: work that grows with the conversation makes them quadratic.
@@ -72,8 +70,7 @@ class Step:
     num_columns: int
     abstracts: AbstractsLike
     out: Tensor
-    turns: Tensor | None = None
-    style: Style = "split"
+    turns: kernels.Turns | None = None
     token_ids: Sequence[int] = ()
     attended: Callable[[], Tensor] | None = None
     around: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
@@ -89,9 +86,7 @@ class Step:
             wanted = torch.arange(first, last) if columns is None else columns
             self.abstracts.ensure(self.layer, torch.cat([wanted, self.around]).numpy())
         keys = self.abstracts.keys(self.layer)
-        return kernels.score_among(
-            q, keys, columns, self.around, first, last, self.scale, self.turns, self.style
-        )
+        return kernels.score_among(q, keys, columns, self.around, first, last, self.scale, self.turns)
 
     def every_key(self) -> Tensor:
         """Low-bit keys of the layer, those of all `columns` brought from disk."""

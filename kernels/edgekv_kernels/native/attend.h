@@ -110,8 +110,9 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
         memset(state + i * (D + 2), 0, (size_t)(D + 2) * 4);
         state[i * (D + 2) + D] = -INFINITY;
     }
-    const float *q = job->q, *turn = NULL;
+    const float *q = job->q;
     long q_stride = job->q_stride;
+    int32_t turn = -1;
     float *partner = NULL, *here = NULL, cos[256], sin[256];
     if (job->turns) { /* queries as turned for the leaf at hand; again where the next is turned otherwise */
         long size = job->queries * job->heads * D;
@@ -124,19 +125,12 @@ INLINE void FN(attend_range)(const attend_job *job, long begin, long end, int pa
                          job->interleaved, partner + i * D);
     }
     for (long leaf = begin; leaf < end; leaf++) {
-        if (here) {
-            const float *now = job->turns + (job->turn_of ? job->turn_of[leaf] : leaf) * job->turn_width;
-            if (!turn || memcmp(now, turn, (size_t)job->turn_width * 4) != 0) {
-                FN(spread)(now, D, job->turn_width, job->interleaved, cos, sin);
-                for (long i = 0; i < job->queries * job->heads; i++)
-                    FN(turn)(job->q + i / job->heads * job->q_stride + i % job->heads * D, partner + i * D, cos, sin, D,
-                             here + i * D);
-            }
-            turn = now;
-            if (leaf + 1 < end) { /* one anywhere in a table that no cache holds behind 100,000 tokens */
-                const float *after = job->turns + (job->turn_of ? job->turn_of[leaf + 1] : leaf + 1) * job->turn_width;
-                for (long i = 0; i < job->turn_width; i += 16) __builtin_prefetch(after + i, 0, 3);
-            }
+        if (here && job->turn_of[leaf] != turn) {
+            turn = job->turn_of[leaf];
+            FN(spread)(job->turns + turn * job->turn_width, D, job->turn_width, job->interleaved, cos, sin);
+            for (long i = 0; i < job->queries * job->heads; i++)
+                FN(turn)(job->q + i / job->heads * job->q_stride + i % job->heads * D, partner + i * D, cos, sin, D,
+                         here + i * D);
         }
         const uint16_t *k = job->pool + (long)job->slots[leaf] * 2 * plane;
         long tokens = job->tokens - leaf * LEAF < LEAF ? job->tokens - leaf * LEAF : LEAF;

@@ -48,7 +48,7 @@ static void pack_leaf(const uint16_t *k, const uint16_t *v, long tokens, long di
 
 /* Where leaves are turned it is their keys that are, back: all queries share them. */
 static void turn_back(const attend_job *job, long leaf, const uint16_t *k, uint16_t *out) {
-    const float *cos = job->turns + leaf * job->turn_width, *sin = cos + job->turn_width / 2;
+    const float *cos = job->turns + job->turn_of[leaf] * job->turn_width, *sin = cos + job->turn_width / 2;
     long dim = job->dim, half = job->turn_width / 2, apart = job->interleaved ? 1 : half;
     memcpy(out, k, (size_t)(LEAF * dim) * 2);
     for (long t = 0; t < LEAF; t++)

@@ -39,8 +39,8 @@ typedef struct {
     long tokens, queries, heads, kv_heads, dim, q_stride;
     float scale;
     int causal;
-    const float *turns;     /* a row per leaf, or NULL */
-    const int32_t *turn_of; /* which row is which leaf's; NULL: in order */
+    const float *turns;     /* rows, or NULL */
+    const int32_t *turn_of; /* which row is which leaf's */
     long turn_width;
     int interleaved;
     float *turned; /* scratch where leaves are turned: per part [2][queries * heads][dim] */
@@ -57,7 +57,8 @@ typedef struct {
     const int32_t *columns; /* which rows, or NULL: from `first` on */
     const int32_t *around;  /* the last `num_around` of the `count` rows: in the softmax, not to be chosen */
     long first, count, num_around, queries, heads, kv_heads, dim, q_stride, width;
-    const float *turns; /* a row per column, or NULL; index row i takes the turn of column i * turn_step */
+    const float *turns;     /* rows, or NULL */
+    const int32_t *turn_of; /* which row is which column's; row i of the index is turned as column i * turn_step */
     long turn_width, turn_step;
     int interleaved;
     float scale, alpha; /* alpha: nodes, from the mean (0) to the bound (1) */

@@ -219,16 +219,17 @@ KERNEL(append_kv) { /* pool, slots, offset, k, v, tokens, heads, dim, k_stride, 
     Py_RETURN_NONE;
 }
 
-/* q, pool, slots, tokens, scale, out, lse, queries, heads, kv_heads, dim, q_stride, turns, turn_width, interleaved */
+/* q, pool, slots, tokens, scale, out, lse, queries, heads, kv_heads, dim, q_stride, turns, turn_width, turn_of, interleaved */
 static attend_job attend_job_of(PyObject *const *args) {
     return (attend_job){.q = POINTER(0), .pool = POINTER(1), .slots = POINTER(2), .tokens = INTEGER(3),
                         .scale = REAL(4), .out = POINTER(5), .lse = POINTER(6), .queries = INTEGER(7),
                         .heads = INTEGER(8), .kv_heads = INTEGER(9), .dim = INTEGER(10), .q_stride = INTEGER(11),
-                        .turns = POINTER(12), .turn_width = INTEGER(13), .interleaved = (int)INTEGER(14)};
+                        .turns = POINTER(12), .turn_width = INTEGER(13), .turn_of = POINTER(14),
+                        .interleaved = (int)INTEGER(15)};
 }
 
-KERNEL(attend) { /* attend job (15); float32 products, made for few queries */
-    ARGS(15)
+KERNEL(attend) { /* attend job (16); float32 products, made for few queries */
+    ARGS(16)
     attend_job job = attend_job_of(args);
     NO_ERROR;
     int done;
@@ -237,10 +238,10 @@ KERNEL(attend) { /* attend job (15); float32 products, made for few queries */
     Py_RETURN_NONE;
 }
 
-KERNEL(attend_many) { /* attend job (15), causal; bfloat16 products. Callable only where has_bf16() */
-    ARGS(16)
+KERNEL(attend_many) { /* attend job (16), causal; bfloat16 products. Callable only where has_bf16() */
+    ARGS(17)
     attend_job job = attend_job_of(args);
-    job.causal = (int)INTEGER(15);
+    job.causal = (int)INTEGER(16);
     NO_ERROR;
     int done = 0;
 #ifdef HAS_X86_ISAS
@@ -272,12 +273,13 @@ KERNEL(pack_nodes) { /* pool, slots, out, nodes, kv_heads, dim */
     Py_RETURN_NONE;
 }
 
-/* q, rows, columns, first, count, scale, queries, heads, dim, q_stride, width, turns, turn_width, interleaved */
+/* q, rows, columns, first, count, scale, queries, heads, dim, q_stride, width, turns, turn_width, turn_of,
+   interleaved */
 static score_job score_job_of(PyObject *const *args, long per_dim) {
     score_job job = {.q = POINTER(0), .rows = POINTER(1), .columns = POINTER(2), .first = INTEGER(3),
                      .count = INTEGER(4), .scale = REAL(5), .queries = INTEGER(6), .heads = INTEGER(7),
                      .dim = INTEGER(8), .q_stride = INTEGER(9), .width = INTEGER(10), .turns = POINTER(11),
-                     .turn_width = INTEGER(12), .interleaved = (int)INTEGER(13), .turn_step = 1};
+                     .turn_width = INTEGER(12), .turn_of = POINTER(13), .interleaved = (int)INTEGER(14), .turn_step = 1};
     job.kv_heads = job.width / (per_dim * job.dim + 8);
     return job;
 }
@@ -285,10 +287,10 @@ static score_job score_job_of(PyObject *const *args, long per_dim) {
    takes milliseconds and a call tens of microseconds, so the lock is given up for long calls only. */
 #define SCORE_BYTES(job) ((job).count * (job).width * (job).queries / 16)
 
-KERNEL(score_leaves) { /* score job (14), out */
-    ARGS(15)
+KERNEL(score_leaves) { /* score job (15), out */
+    ARGS(16)
     score_job job = score_job_of(args, 6);
-    job.out = POINTER(14);
+    job.out = POINTER(15);
     NO_ERROR;
     scorer by = scorer_now();
     int done;
@@ -297,11 +299,11 @@ KERNEL(score_leaves) { /* score job (14), out */
     Py_RETURN_NONE;
 }
 
-KERNEL(score_nodes) { /* score job (14), out, alpha */
-    ARGS(16)
+KERNEL(score_nodes) { /* score job (15), out, alpha */
+    ARGS(17)
     score_job job = score_job_of(args, 3);
-    job.out = POINTER(14);
-    job.alpha = REAL(15);
+    job.out = POINTER(15);
+    job.alpha = REAL(16);
     job.turn_step = NODE;
     NO_ERROR;
     scorer by = scorer_now();
@@ -311,15 +313,15 @@ KERNEL(score_nodes) { /* score job (14), out, alpha */
     Py_RETURN_NONE;
 }
 
-/* score job (14), out, mass, budget, nodes, num_nodes, max_candidates, extra, num_extra, alpha, around, num_around
+/* score job (15), out, mass, budget, nodes, num_nodes, max_candidates, extra, num_extra, alpha, around, num_around
    -> how many */
 KERNEL(select_leaves) {
-    ARGS(25)
+    ARGS(26)
     score_job job = score_job_of(args, 6);
-    choice want = {.out = POINTER(14), .mass = POINTER(15), .budget = INTEGER(16), .nodes = POINTER(17),
-                   .num_nodes = INTEGER(18), .max_candidates = INTEGER(19), .extra = POINTER(20),
-                   .num_extra = INTEGER(21), .around = POINTER(23), .num_around = INTEGER(24)};
-    job.alpha = REAL(22);
+    choice want = {.out = POINTER(15), .mass = POINTER(16), .budget = INTEGER(17), .nodes = POINTER(18),
+                   .num_nodes = INTEGER(19), .max_candidates = INTEGER(20), .extra = POINTER(21),
+                   .num_extra = INTEGER(22), .around = POINTER(24), .num_around = INTEGER(25)};
+    job.alpha = REAL(23);
     NO_ERROR;
     scorer by = scorer_now();
     long count;
@@ -328,29 +330,31 @@ KERNEL(select_leaves) {
     return PyLong_FromLong(count);
 }
 
-/* Layers (a tuple of capsules), first, attends, hidden, cos, sin, half, offset, missing, turns, turn_width, phase;
-   a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
-   fixed, num_fixed, listed, counts, listed_stride, slots, scale, interleaved; then None or one of the choice: first,
+/* Layers (a tuple of capsules), first, attends, hidden, cos, sin, half, offset, missing, phase; a tuple of
+   turns, turn_width, turn_of, interleaved; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
+   fixed, num_fixed, listed, counts, listed_stride, slots (and as many rows of turns), scale, measured; then None or one of the choice: first,
    count, heads, kv_heads, dim, keys' width, keys, keys_stride, budget, max_candidates, around, num_around, scanned,
    scanned_stride, kept, kept_stride, keep, scan_period, period, away
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
-    ARGS(14)
-    PyObject *layers = args[0], *place = args[12], *chooses = args[13];
+    ARGS(13)
+    PyObject *layers = args[0], *turned = args[10], *place = args[11], *chooses = args[12];
     const layer_weights *found[MAX_LAYERS];
     long num_layers = PyTuple_GET_SIZE(layers);
     if (num_layers > MAX_LAYERS) return PyErr_Format(PyExc_ValueError, "more than %d layers", MAX_LAYERS);
     for (long i = 0; i < num_layers; i++) found[i] = PyCapsule_GetPointer(PyTuple_GET_ITEM(layers, i), LAYER_NAME);
     token_pass p = {.layers = found, .num_layers = num_layers, .first = INTEGER(1), .last = num_layers, .attends = (int)INTEGER(2),
                     .hidden = POINTER(3), .cos = POINTER(4), .sin = POINTER(5), .half = INTEGER(6),
-                    .offset = INTEGER(7), .missing = INTEGER(8), .turns = POINTER(9), .turn_width = INTEGER(10),
-                    .choice = {.phase = INTEGER(11)}};
+                    .offset = INTEGER(7), .missing = INTEGER(8), .choice = {.phase = INTEGER(9)}};
+    args = &PyTuple_GET_ITEM(turned, 0);
+    p.turns = POINTER(0), p.turn_width = INTEGER(1), p.turns_of = POINTER(2), p.interleaved = (int)INTEGER(3);
     args = &PyTuple_GET_ITEM(place, 0);
     p.qkv = POINTER(0), p.attended = POINTER(1), p.lse = POINTER(2);
     p.pool = POINTER(3), p.where = POINTER(4), p.where_stride = INTEGER(5);
     p.written = POINTER(6), p.writes = POINTER(7), p.fixed = POINTER(8), p.num_fixed = INTEGER(9);
     p.listed = POINTER(10), p.counts = POINTER(11), p.listed_stride = INTEGER(12), p.slots = POINTER(13);
-    p.scale = REAL(14), p.interleaved = (int)INTEGER(15);
+    p.turn_of = p.slots + p.listed_stride, p.scale = REAL(14);
+    float *measured = POINTER(15);
     if (chooses != Py_None) {
         args = &PyTuple_GET_ITEM(chooses, 0);
         p.chooses = 1;
@@ -358,10 +362,11 @@ KERNEL(pass_layers) {
         c->job = (score_job){.first = INTEGER(0), .count = INTEGER(1), .scale = p.scale, .queries = 1,
                              .heads = INTEGER(2), .kv_heads = INTEGER(3), .dim = INTEGER(4),
                              .q_stride = INTEGER(2) * INTEGER(4), .width = INTEGER(5), .turns = p.turns,
-                             .turn_width = p.turn_width, .turn_step = 1, .interleaved = p.interleaved};
+                             .turn_width = p.turn_width, .turn_of = p.turns_of, .turn_step = 1,
+                             .interleaved = p.interleaved};
         c->keys = POINTER(6), c->keys_stride = INTEGER(7);
         c->want = (choice){.budget = INTEGER(8), .max_candidates = INTEGER(9), .around = POINTER(10),
-                           .num_around = INTEGER(11), .keep = INTEGER(16), .away = REAL(19)};
+                           .num_around = INTEGER(11), .keep = INTEGER(16), .away = REAL(19), .measured = measured};
         c->scanned = POINTER(12), c->scanned_stride = INTEGER(13), c->kept = POINTER(14), c->kept_stride = INTEGER(15);
         c->scan_period = INTEGER(17), c->period = INTEGER(18);
     }

@@ -76,9 +76,10 @@ typedef struct {
     long num_fixed, missing; /* tokens that the last one lacks */
     int32_t *listed, *counts; /* out: [layers][listed_stride] what was attended; [layers] how many were chosen */
     long listed_stride;
-    int32_t *slots; /* [listed_stride] */
+    int32_t *slots, *turn_of; /* [listed_stride] each */
     float scale;
-    const float *turns; /* a row per column, or NULL */
+    const float *turns;  /* rows, or NULL */
+    const int32_t *turns_of; /* [columns]: which is whose */
     long turn_width;
     int interleaved, chooses;
     choosing choice;
@@ -122,11 +123,12 @@ static long list_columns(token_pass *p, long layer, const float *q) {
     return count + p->num_fixed;
 }
 
-/* Whether all leaves of the layer's listed columns are in memory; their slots to p->slots. */
+/* Whether all leaves of the layer's listed columns are in memory; their slots and turns to p->slots and p->turn_of. */
 static int find_slots(token_pass *p, long layer, long num_listed) {
     const int32_t *row = p->listed + layer * p->listed_stride, *where = p->where + layer * p->where_stride;
     int missing = 0;
     for (long i = 0; i < num_listed; i++) missing |= p->slots[i] = where[row[i]];
+    for (long i = 0; p->turns && i < num_listed; i++) p->turn_of[i] = p->turns_of[row[i]];
     return missing >= 0; /* absent ones are negative */
 }
 
@@ -145,7 +147,7 @@ static int pass_attend(token_pass *p, const layer_weights *layer, long number, i
     attend_job job = {.q = q, .pool = p->pool, .slots = p->slots, .tokens = num_listed * LEAF - p->missing,
                       .queries = 1, .heads = layer->heads, .kv_heads = layer->kv_heads, .dim = d,
                       .q_stride = layer->heads * d, .scale = p->scale, .turns = p->turns, .turn_width = p->turn_width,
-                      .turn_of = p->listed + number * p->listed_stride, .interleaved = p->interleaved,
+                      .turn_of = p->turn_of, .interleaved = p->interleaved,
                       .out = p->attended, .lse = p->lse};
     return run_attend(&job) ? 1 : -1;
 }

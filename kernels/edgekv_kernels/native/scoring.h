@@ -282,17 +282,16 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
     FN(block) b = {.cos = cos, .sin = sin};
     for (long block = begin; block < end; block++) {
         const uint8_t *rows[ROWS];
-        const float *before = NULL;
+        int32_t before = -1;
         b.count = (int)(job->count - block * ROWS < ROWS ? job->count - block * ROWS : ROWS);
-        for (long i = (block + 1) * ROWS; job->turns && block + 1 < end && i < (block + 2) * ROWS && i < job->count; i++)
-            for (long j = 0; j < job->turn_width; j += 16)
-                __builtin_prefetch(job->turns + FN(column_at)(job, i) * job->turn_step * job->turn_width + j, 0, 2);
         for (int c = 0; c < b.count; c++) {
             long at = FN(column_at)(job, block * ROWS + c);
-            const float *turn = job->turns ? job->turns + at * job->turn_step * job->turn_width : NULL;
+            int32_t turn = job->turns ? job->turn_of[at * job->turn_step] : 0;
             rows[c] = job->rows + at * job->width;
-            b.is_new[c] = c == 0 || (turn && memcmp(turn, before, (size_t)job->turn_width * 4) != 0);
-            if (turn && b.is_new[c]) FN(spread)(turn, D, job->turn_width, job->interleaved, cos + c * D, sin + c * D);
+            b.is_new[c] = turn != before;
+            if (job->turns && b.is_new[c])
+                FN(spread)(job->turns + turn * job->turn_width, D, job->turn_width, job->interleaved, cos + c * D,
+                           sin + c * D);
             before = turn;
         }
         for (long h = 0; h < job->kv_heads; h++) {

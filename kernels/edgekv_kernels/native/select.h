@@ -79,6 +79,7 @@ typedef struct {
     long keep;        /* so many of the best; those behind the sink and a chosen one come along */
     const int32_t *where; /* NULL, or a slot per column, negative where it is away: its mass counts `away` times */
     float away;
+    float *measured; /* NULL, or where a ranking of all adds the share of attention on what is attended, and 1 */
 } choice;
 
 /* Marks the columns worth scoring: those of the most promising nodes, of no whole node, and the extra ones. */
@@ -180,12 +181,21 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     }
     if (want->kept && want->what != AGAIN)
         mark_best(job, mass, candidates, want->keep, marks, n, first, scratch, found);
+    int measures = want->measured && want->what == SCAN;
+    double lost = 0;
+    for (long i = 0; measures && i < candidates; i++) lost += mass[i];
     for (long i = 0; want->where && i < candidates; i++)
         if (want->where[job->columns ? columns[i] : first + i] < 0) mass[i] *= want->away;
     count = best_of(mass, candidates, want->budget, scratch, found);
     for (long i = 0; i < count; i++) {
         want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
         if (want->mass) want->mass[i] = mass[found[i]];
+        int scaled = want->where && want->away > 0 && want->where[want->out[i]] < 0;
+        lost -= scaled ? mass[found[i]] / want->away : mass[found[i]];
+    }
+    if (measures) {
+        want->measured[0] += 1 - (float)(lost / (double)(job->queries * job->heads));
+        want->measured[1] += 1;
     }
     if (want->kept && want->what != AGAIN) {
         marks[0] = 1; /* what was read is read on, the sink as well: a number may go on in the next leaf */
