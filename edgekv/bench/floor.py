@@ -36,7 +36,7 @@ def decode_floor(
     host, device = machine["memory_read_gb_per_s"], machine.get("device_memory_read_gb_per_s")
     assert isinstance(host, float)
     kv = attended * setting.shape.column_bytes / LEAF_TOKENS
-    index = index_bytes_read(setting, context) if setting.selects else 0
+    index = index_bytes_read(setting, context) if attended < context else 0
     read = bytes_per_token(setting.model.decoder) + kv
     if isinstance(device, float):
         seconds = max(read / (device * 1e9), index / (host * 1e9))

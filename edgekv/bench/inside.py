@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import edgekv_kernels as kernels
 from edgekv.conversation.render import render_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
 
     from edgekv.cache.sequence import Sequence as CachedSequence
     from edgekv.conversation.turns import Turn
@@ -36,6 +39,27 @@ def runner_of(engine: Engine) -> Runner:
 def attend_by(engine: Engine, method: ExactLike) -> None:
     """From now on what would attend to everything attends by `method`."""
     engine._runner._exact = method  # type: ignore[assignment]  # noqa: SLF001  # see the module
+
+
+def watch_choices(engine: Engine, saw: Callable[[kernels.TokenPass, int, Tensor], None]) -> None:
+    """From now on passes of one token run layer by layer, and `saw(pass, layer, q)` is told after each layer."""
+    selected = engine._runner.selected  # noqa: SLF001  # see the module
+    assert selected is not None
+    begin = selected.begin
+
+    def begun(sequence: CachedSequence, count: int, arrivals: Arrivals) -> Attend:
+        attend = begin(sequence, count, arrivals)
+        if not isinstance(attend, kernels.TokenPass):
+            return attend
+
+        def one_layer(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = attend(layer, q, k, v)
+            saw(attend, layer, q)
+            return out
+
+        return one_layer
+
+    selected.begin = begun  # type: ignore[method-assign]  # this one only
 
 
 def residency_of(engine: Engine) -> Residency:

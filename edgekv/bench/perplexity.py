@@ -139,5 +139,7 @@ def _rows(
             "prefill_tokens_per_s", "tok/s", ours=speeds[0], peer=speeds[1], ratio=speeds[0] / speeds[1]
         )
     )
-    rows.append(labels.row("device_bytes", "bytes", ours=ours.device_bytes, peer=theirs.device_bytes))
+    rows.append(
+        labels.row("device_bytes", "bytes (peer: needed)", ours=ours.device_bytes, peer=theirs.device_bytes)
+    )
     return rows

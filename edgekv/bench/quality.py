@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+import edgekv_kernels as kernels
 from edgekv.bench.fidelity import Distance
 from edgekv.bench.forking import forked
+from edgekv.bench.inside import watch_choices
 from edgekv.bench.report import ratio
 from edgekv.bench.text import BUNDLED, load_text
 from edgekv.engine.build import make_selector
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from edgekv.bench.setting import Setting
     from edgekv.bench.text import Text
     from edgekv.engine.engine import Engine
-    from edgekv.policies.selection.selector import Step
+    from edgekv.policies.selection.selector import AbstractsLike, Step
 
 CONTEXT = 6000
 STEPS = 96
@@ -69,12 +71,31 @@ class Watched(Selector):
     kept: list[float] = field(default_factory=list)
     _num_steps: dict[int, int] = field(default_factory=dict)
 
+    def choosing(
+        self, abstracts: AbstractsLike, columns: range, num_columns: int, around: Tensor
+    ) -> kernels.Choosing | None:
+        """See `Selector`: what is measured chooses as seldom as what people run."""
+        return self.inner.choosing(abstracts, columns, num_columns, around)
+
+    def saw(self, attend: kernels.TokenPass, layer: int, q: Tensor) -> None:
+        """One layer of a pass of one token is through; everything lies in memory."""
+        if self._is_sample(layer):
+            num_tokens = attend.where.shape[1] * kernels.LEAF_TOKENS - attend.num_missing
+            lse = kernels.leaf_logsumexp(
+                q, attend.pool, attend.where[layer], num_tokens, attend.scale, attend.turns
+            )
+            mass = lse.softmax(-1).mean((0, 1))
+            self.kept.append(float(mass[attend.columns(layer).long()].sum()))
+
+    def _is_sample(self, layer: int) -> bool:
+        seen = self._num_steps.get(layer, 0)
+        self._num_steps[layer] = seen + 1
+        return seen % _SAMPLE == 0
+
     def select(self, step: Step) -> int:
         """See `Selector`."""
         count = self.inner.select(step)
-        seen = self._num_steps.get(step.layer, 0)
-        self._num_steps[step.layer] = seen + 1
-        if seen % _SAMPLE == 0:
+        if self._is_sample(step.layer):
             assert step.attended is not None
             mass = step.attended()
             missed = mass.sum() - mass[step.out[:count].long() - step.columns.start].sum()
@@ -137,6 +158,7 @@ def _forced(
 ) -> Found:
     watched = Watched(make_selector(policy, fork.setting.model.front))
     fork.selecting(watched, budget)
+    watch_choices(fork.engine, watched.saw)
     logits, distance = fork.steps(forced), Distance()
     distance.add(exact, logits)
     kept = sum(watched.kept) / len(watched.kept) if watched.kept else 1.0

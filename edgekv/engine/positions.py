@@ -1,10 +1,10 @@
 """Virtual positions: where far columns seem to lie once a conversation is longer than the trained window.
 
-Columns within the window keep their distance: at one distance for all, KL to full attention over 6,000 tokens rose
-from 0.002 to 0.2 nats. Farther ones are laid over the window's middle again and again, a quarter of the window at a
-time, so that what was said in a row still seems so: at one distance for all, numbers and a novel's next tokens were
-less likely. The sink lies in the middle too: at the window's edge a passkey in it was missed, and so was one in
-columns laid as far as there.
+Columns within three quarters of the window keep their distance: at one distance for all, KL to full attention over
+6,000 tokens rose from 0.002 to 0.2 nats. Farther ones are laid over the window's middle again and again, a quarter
+of the window at a time, so that what was said in a row still seems so: at one distance for all, numbers and a
+novel's next tokens were less likely. The sink lies in the middle too: at the window's edge a passkey in it was
+missed, and so was one in columns laid as far as there.
 
 Keys are stored rotated at their absolute positions, and rotations form a group: turning the query by the
 opposite angle is the same as moving the key, so no stored byte changes. Knows positions only.
@@ -22,26 +22,34 @@ from edgekv.cache.leaf import LEAF_TOKENS
 if TYPE_CHECKING:
     from edgekv.models.rope import Rope
 
-STEP_TOKENS = 512  # a layout stays fixed for so many tokens, so that a turn sees one layout
-
 
 class VirtualLayout:
-    """Columns nearer than the trained window keep their distance; farther ones get a virtual one within it."""
+    """Columns nearer than the trained window keep their distance; farther ones get a virtual one within it.
+
+    A layout is made for a prompt's pass of up to `block_tokens` and for an eighth of the window behind it: an
+    answer sees one, the same however it was come to. A longer answer gets another one each such stretch.
+    """
 
     def __init__(self, rope: Rope, trained_tokens: int) -> None:
         self.trained_tokens = trained_tokens
+        self.block_tokens = max(LEAF_TOKENS, trained_tokens // 8 // LEAF_TOKENS * LEAF_TOKENS)
         self._rope = rope
-        self._step = min(STEP_TOKENS, max(LEAF_TOKENS, trained_tokens // 4))
-        self._reach = max(LEAF_TOKENS, trained_tokens - self._step - 2 * LEAF_TOKENS)
-        self._middle = trained_tokens * 3 // 8
-        span = min(trained_tokens // 4, 2 * (self._middle - self._step))  # none seems later than the pass
-        self._span = max(1, span // LEAF_TOKENS) * LEAF_TOKENS
+        self._ahead = self.block_tokens
+        self._span = max(LEAF_TOKENS, trained_tokens // 4 // LEAF_TOKENS * LEAF_TOKENS)
+        # nothing seems later than a pass's first query
+        at_least = self.block_tokens + self._ahead + self._span // 2 + LEAF_TOKENS
+        self._middle = max(trained_tokens * 7 // 16, at_least)
+        self._reach = max(LEAF_TOKENS, trained_tokens - 2 * LEAF_TOKENS)
         self._end = -1
         self._turns: kernels.Turns | None = None
 
     def is_needed(self, num_tokens: int) -> bool:
         """Whether some columns of a sequence of `num_tokens` lie beyond the trained window."""
         return num_tokens > self.trained_tokens
+
+    def renew(self) -> None:
+        """Another prompt, or another sequence: the next pass gets a layout of its own."""
+        self._turns = None
 
     def turns(self, num_columns: int, end: int) -> kernels.Turns | None:
         """Extra rotation of the query for each of more than `num_columns` columns.
@@ -50,16 +58,18 @@ class VirtualLayout:
         """
         if not self.is_needed(end):
             return None
-        end = -(-end // self._step) * self._step
-        if end != self._end or self._turns is None:
-            columns = torch.arange(end // LEAF_TOKENS + 1, dtype=torch.int64)
+        if self._turns is None or end > self._end:
+            self._end = -(-end // LEAF_TOKENS) * LEAF_TOKENS + self._ahead
+            columns = torch.arange(self._end // LEAF_TOKENS + 1, dtype=torch.int64)
             true = columns * LEAF_TOKENS
-            is_far = true < end - self._reach
-            folded = end - self._middle - self._span // 2 + true % self._span  # one turn for a whole span
+            is_far = true < self._end - self._reach
+            folded = (
+                self._end - self._middle - self._span // 2 + true % self._span
+            )  # one turn for a whole span
             virtual = torch.where(is_far, folded, true)
-            virtual[0] = end - max(LEAF_TOKENS, self._middle)
-            offsets, of = (true - virtual).unique(return_inverse=True)  # few: a span has one
+            virtual[0] = self._end - self._middle
+            offsets, of = (true - virtual).unique(return_inverse=True)
             rows = torch.cat(self._rope.turn(offsets), dim=1)
-            self._turns, self._end = kernels.Turns(rows, of.int(), self._rope.style), end
+            self._turns = kernels.Turns(rows, of.int(), self._rope.style)
         assert len(self._turns) > num_columns
         return self._turns

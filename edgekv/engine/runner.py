@@ -66,6 +66,8 @@ class Runner:
         count, rest = min(room, total - start), total - start
         if rest > FEW_TOKENS and self.selects(total, FEW_TOKENS):
             count = min(count, max(rest - FEW_TOKENS, rest // 2))  # no pass of a token or two
+        if self.selected is not None and self.selects(start + count, count):
+            count = min(count, self.selected.most_tokens(start + count) or count)
         return count
 
     @torch.inference_mode()

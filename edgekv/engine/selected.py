@@ -145,6 +145,10 @@ class SelectedAttention:
         scores[:SINK_COLUMNS] = np.inf
         return scores
 
+    def most_tokens(self, num_tokens: int) -> int | None:
+        """The most tokens of one pass that ends at `num_tokens`; None: any number."""
+        return self._layout.block_tokens if self._layout.is_needed(num_tokens) else None
+
     def reads_all(self, start: int, count: int) -> bool:
         """Whether a pass over `count` tokens from `start` on attends to everything, at its true distance."""
         return self._budget(count).reads_all(start) and not self._layout.is_needed(start + count)
@@ -166,6 +170,8 @@ class SelectedAttention:
             with asking(self._selector):
                 self._selector.reset()
         self._owner, self._num_cuts = sequence, sequence.num_cuts
+        if count > 1 or not is_same:
+            self._layout.renew()
         arrivals.wait_all()  # abstracts are made of what has landed
         if count == 1 and is_same and last is not None and self._goes_on(sequence, last):
             self._whole = last[0]
@@ -231,7 +237,9 @@ class SelectedAttention:
                 slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
                 if whole.choosing is not None:
                     tally.note_chosen(listed[place < counts], num_layers)
-                tally.device_share = float((slots[attended] < self._first_host).sum() / num_leaves)
+                found = slots[attended]  # one that gave way since counts as the host's
+                on_device = (found != ABSENT) & (found < self._first_host)
+                tally.device_share = float(on_device.sum() / num_leaves)
         tally.num_leaves += num_leaves
         tally.num_device_leaves += num_leaves * tally.device_share
 
@@ -332,7 +340,8 @@ class SelectedAttention:
 
     def _choose(self, this: _Pass, full: FullAttention | None, layer: int, q: Tensor) -> Tensor:
         """The columns one layer attends to: chosen ones, then the fixed ones."""
-        sample = q if this.count <= SAMPLE_QUERIES else q[:: -(-this.count // SAMPLE_QUERIES)]
+        every = -(-this.count // SAMPLE_QUERIES)
+        sample = q[(this.count - 1) % every :: every]  # the last is what a prompt's first token follows
         out = torch.empty(this.num_choices + len(this.fixed), dtype=torch.int32)
         step = Step(
             layer=layer,

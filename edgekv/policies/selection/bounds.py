@@ -54,6 +54,7 @@ class Weights:
         """
         step, turns = self.step, self.step.turns
         if turns is not None:
+            first_columns = first_columns.clamp_min(step.columns.start)  # the sink is turned otherwise
             turns = turns.at(first_columns.repeat_interleave(kernels.NODE_LEAVES))
         lower, upper = kernels.node_bounds(step.q, rows.contiguous(), 0, len(rows), step.scale, turns)
         most, least = (self._exp(scores).sum((0, 1)) * kernels.LEAF_TOKENS for scores in (upper, lower))

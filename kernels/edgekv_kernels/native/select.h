@@ -132,16 +132,16 @@ static long find_candidates(const scorer *by, const score_job *job, const choice
                             float *scratch, int32_t *found, int32_t *columns) {
     long n = job->count, first = job->first, count = 0;
     if (want->what == AGAIN) {
-        count = want->kept[0];
-        memcpy(columns, want->kept + 2, (size_t)count * sizeof *columns);
-        for (long c = want->kept[1]; c < first + n; c++) columns[count++] = (int32_t)c;
+        for (long i = 0; i < want->kept[0] && want->kept[2 + i] < first + n; i++)
+            if (want->kept[2 + i] >= first) columns[count++] = want->kept[2 + i];
+        for (long c = want->kept[1] > first ? want->kept[1] : first; c < first + n; c++) columns[count++] = (int32_t)c;
         return count;
     }
     if (want->what == SEARCH) { /* what was kept belongs to it: what follows a chosen column need not be in the scan */
         memset(marks, 0, (size_t)n);
         mark_list(marks, n, first, want->scanned);
         mark_list(marks, n, first, want->kept);
-        for (long c = want->scanned[1]; c < first + n; c++) marks[c - first] = 1;
+        for (long c = want->scanned[1] > first ? want->scanned[1] : first; c < first + n; c++) marks[c - first] = 1;
     } else if (!mark_candidates(by, job, want, marks, mass, scratch, found)) return -1;
     return marked(marks, n, first, columns);
 }
