@@ -71,8 +71,9 @@ class CacheUse:
 class AttentionUse:
     """What those passes of one call attended to that read a budget; all zero where every pass read everything.
 
-    `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the full attention's softmax
-    mass that fell on them, measured on a sample of the steps (None where nothing was sampled).
+    `mean_tokens`: attended per layer and step, on average. `mass_kept`: share of the attention to the
+    sink, the nearest and all that could be chosen which fell on what was attended, estimated from low-bit keys
+    whenever a layer ranks all of them (None where none did).
     `device_bytes_read`, `host_bytes_read`: leaves attended, by the pool they lay in (of decode passes one in 16 is
     looked at and stands for those up to the next). `promoted_bytes`: leaves that a step selected and had to wait
     for, `disk_bytes_read`: those of them that came from disk. What was brought is kept for the steps to come, which

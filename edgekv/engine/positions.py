@@ -39,7 +39,7 @@ class VirtualLayout:
         # nothing seems later than a pass's first query
         at_least = self.block_tokens + self._ahead + self._span // 2 + LEAF_TOKENS
         self._middle = max(trained_tokens * 7 // 16, at_least)
-        self._reach = max(LEAF_TOKENS, trained_tokens - 2 * LEAF_TOKENS)
+        self._near = max(LEAF_TOKENS, trained_tokens - 2 * LEAF_TOKENS)
         self._end = -1
         self._turns: kernels.Turns | None = None
 
@@ -62,7 +62,7 @@ class VirtualLayout:
             self._end = -(-end // LEAF_TOKENS) * LEAF_TOKENS + self._ahead
             columns = torch.arange(self._end // LEAF_TOKENS + 1, dtype=torch.int64)
             true = columns * LEAF_TOKENS
-            is_far = true < self._end - self._reach
+            is_far = true < self._end - self._near
             folded = (
                 self._end - self._middle - self._span // 2 + true % self._span
             )  # one turn for a whole span

@@ -83,9 +83,9 @@ class Choosing:
             return count
         scanned, kept = self.scanned[layer], self.kept[layer]
         searches = bool(kept[0] == 0 or (layer + phase) % self.period == 0)
-        turn = layer * self.scan_period // len(self.kept)
+        share = layer * self.scan_period // len(self.kept)
         is_long = count > self.max_candidates
-        scans = is_long and bool(scanned[0] == 0 or (turn + phase) % self.scan_period == 0)
+        scans = is_long and bool(scanned[0] == 0 or (share + phase) % self.scan_period == 0)
         ranks_all = scans or (searches and not is_long)
         if ranks_all:
             searches, columns = True, torch.arange(self.first, self.last, dtype=torch.int32)

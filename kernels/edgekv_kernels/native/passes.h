@@ -90,8 +90,8 @@ static int what_to_rank(const token_pass *p, long layer, const choice *want) {
     const choosing *c = &p->choice;
     int searches = want->kept[0] == 0 || (layer + c->phase) % c->period == 0;
     if (c->job.count <= want->max_candidates) return searches ? SCAN : AGAIN; /* all are candidates */
-    long turn = layer * c->scan_period / p->num_layers; /* evenly spread: a scan reads much */
-    if (want->scanned[0] == 0 || (turn + c->phase) % c->scan_period == 0) return SCAN;
+    long share = layer * c->scan_period / p->num_layers; /* evenly spread: a scan reads much */
+    if (want->scanned[0] == 0 || (share + c->phase) % c->scan_period == 0) return SCAN;
     return searches ? SEARCH : AGAIN;
 }
 
