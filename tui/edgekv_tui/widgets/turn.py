@@ -11,6 +11,7 @@ from textual.widgets import Markdown, Static
 from edgekv_tui.keys import key
 from edgekv_tui.lines import detail_line, state_mark
 from edgekv_tui.text import shown
+from edgekv_tui.widgets.steady import SteadyParagraph
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -25,6 +26,8 @@ FOLD_CHARACTERS = 2000
 
 class Answer(Markdown):
     """The answer's Markdown. A link is shown, never opened: nothing leaves this machine by itself."""
+
+    BLOCKS = {**Markdown.BLOCKS, "paragraph_open": SteadyParagraph}  # noqa: RUF012  Textual's form
 
     def __init__(self, text: str) -> None:
         super().__init__(text, open_links=False)
