@@ -9,6 +9,7 @@ from edgekv import ModelLoadError, Runtime
 from edgekv.conversation.kept import kept_conversations
 from edgekv_tui.app import ChatApp
 from edgekv_tui.widgets import transcript
+from edgekv_tui.widgets.answer import Answer
 
 MARKDOWN = "Two **bold** words:\n\n- first\n- second\n\n```python\nx = 1\n```\n"
 
@@ -26,6 +27,16 @@ async def test_a_message_is_answered_as_markdown_and_kept(sit_down, data_dir):
         assert "**" not in person.screen()
         await person.until(lambda: "hi there" in person.screen().splitlines()[0], "its name in the title")
     assert names(data_dir) == ["hi there"]
+
+
+async def test_a_link_is_copied_and_not_opened(sit_down):
+    """Guards that nothing leaves the machine by itself, and the name that Textual calls the handler by."""
+    async with sit_down(answer="see [it](https://example.org/x)") as person:
+        await person.says("hi")
+        await person.sees("see it", "tokens at")
+        answer = person.app.chat_screen.query_one(Answer)
+        answer.post_message(Answer.LinkClicked(answer, "https://example.org/x"))
+        await person.sees("copied: https://example.org/x")
 
 
 async def test_the_screen_is_there_before_the_model(sit_down):

@@ -4,8 +4,8 @@ import pytest
 from textual._compositor import Compositor
 from textual.app import App
 
+from edgekv_tui.widgets.answer import Answer
 from edgekv_tui.widgets.status import Status
-from edgekv_tui.widgets.turn import Answer
 
 
 class Both(App):

@@ -24,7 +24,7 @@ from edgekv_tui.screens.pages import Page
 from edgekv_tui.settings import Settings, check, save_theme
 from edgekv_tui.text import size
 from edgekv_tui.widgets.prompt import Prompt
-from edgekv_tui.widgets.turn import TurnView
+from edgekv_tui.widgets.turn import TurnView, answer_class
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -105,6 +105,7 @@ class ChatApp(App[int]):
     async def _open(self) -> None:
         screen = self.chat_screen
         try:
+            await asyncio.to_thread(answer_class)
             await self.session.open(self._ask_passphrase)
             chat = self.session.draft(private=self._private)
             infos = await self.session.infos()
