@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import typer
 
-from edgekv.cli.commands import app, failure_code
+from edgekv.cli.commands import failure_code, program
 from edgekv.cli.output import printable, write_json
 from edgekv.cli.signals import EXIT_FAILURE, EXIT_PIPE, EXIT_USAGE, ReaderGone, Terminated, exit_code, install
 from edgekv.config import load_config
@@ -51,7 +51,8 @@ def main() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        code = app(args=arguments, prog_name="edgekv", standalone_mode=False)
+        chosen = program(next(iter(arguments), None))
+        code = chosen(args=arguments, prog_name="edgekv", standalone_mode=False)
     except EdgeKVError as error:
         _report(type(error).__name__, str(error), as_json=as_json)
         return failure_code(error)

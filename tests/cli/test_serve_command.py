@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from edgekv import Runtime
 from edgekv.cli import serve
-from edgekv.cli.main import app
+from edgekv.cli.commands import app
 from edgekv.cli.serve import _listen
 from edgekv.errors import ConfigError
 

@@ -7,7 +7,9 @@ from fakes import FakeFactory
 
 from edgekv import ModelLoadError, Runtime
 from edgekv.conversation.kept import kept_conversations
+from edgekv_tui.app import ChatApp
 from edgekv_tui.widgets import transcript
+from edgekv_tui.widgets.answer import Answer
 
 MARKDOWN = "Two **bold** words:\n\n- first\n- second\n\n```python\nx = 1\n```\n"
 
@@ -25,6 +27,16 @@ async def test_a_message_is_answered_as_markdown_and_kept(sit_down, data_dir):
         assert "**" not in person.screen()
         await person.until(lambda: "hi there" in person.screen().splitlines()[0], "its name in the title")
     assert names(data_dir) == ["hi there"]
+
+
+async def test_a_link_is_copied_and_not_opened(sit_down):
+    """Guards that nothing leaves the machine by itself, and the name that Textual calls the handler by."""
+    async with sit_down(answer="see [it](https://example.org/x)") as person:
+        await person.says("hi")
+        await person.sees("see it", "tokens at")
+        answer = person.app.chat_screen.query_one(Answer)
+        answer.post_message(Answer.LinkClicked(answer, "https://example.org/x"))
+        await person.sees("copied: https://example.org/x")
 
 
 async def test_the_screen_is_there_before_the_model(sit_down):
@@ -47,6 +59,25 @@ async def test_the_screen_is_there_before_the_model(sit_down):
         await person.misses("loading the model")
         await person.presses("enter")
         await person.sees("hello there")
+
+
+async def test_the_model_is_loaded_once_the_first_screen_is_drawn(sit_down, monkeypatch):
+    """Guards the start: a thread that loads torch holds the interpreter, and the prompt came later."""
+    drawn, drawn_before = [], []
+    display = ChatApp._display
+
+    def shows(app, screen, renderable):
+        drawn.append(renderable)
+        display(app, screen, renderable)
+
+    def opens(**options):
+        drawn_before.append(len(drawn) > 0)
+        return Runtime(engine_factory=FakeFactory(), **options)
+
+    monkeypatch.setattr(ChatApp, "_display", shows)
+    async with sit_down(opener=opens) as person:
+        await person.says("hi")
+    assert drawn_before == [True]
 
 
 async def test_a_model_that_does_not_load_is_told_in_one_line(sit_down):

@@ -24,7 +24,7 @@ from edgekv_tui.screens.pages import Page
 from edgekv_tui.settings import Settings, check, save_theme
 from edgekv_tui.text import size
 from edgekv_tui.widgets.prompt import Prompt
-from edgekv_tui.widgets.turn import TurnView
+from edgekv_tui.widgets.turn import TurnView, answer_class
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -77,6 +77,7 @@ class ChatApp(App[int]):
         self._private = private
         self._is_leaving = False
         self.on_left: Callable[[int], None] = _nothing_more
+        self.on_drawn: Callable[[], None] = _nothing_before
 
     def get_default_screen(self) -> ChatScreen:
         """The chat."""
@@ -94,11 +95,17 @@ class ChatApp(App[int]):
         self._on_signals()
         self.session.spawn = partial(self.run_worker, group="answers")
         self.theme_changed_signal.subscribe(self, self._keep_theme)
+        self.call_after_refresh(self._begin)
+
+    def _begin(self) -> None:
+        """Once the first screen is drawn: loading a model takes the processors, and the interpreter's lock."""
+        self.on_drawn()
         _: Worker[None] = self.run_worker(self._open, exclusive=True, group="open")
 
     async def _open(self) -> None:
         screen = self.chat_screen
         try:
+            await asyncio.to_thread(answer_class)
             await self.session.open(self._ask_passphrase)
             chat = self.session.draft(private=self._private)
             infos = await self.session.infos()
@@ -218,6 +225,10 @@ class ChatApp(App[int]):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.leave, 128 + number)
+
+
+def _nothing_before() -> None:
+    """Whoever started the app has nothing to do once it is seen."""
 
 
 def _nothing_more(_code: int) -> None:

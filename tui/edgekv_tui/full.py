@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from typing import TYPE_CHECKING
-
-from edgekv_tui.app import ChatApp
-from edgekv_tui.session import Session
-from edgekv_tui.settings import read_settings, settings_path
 
 if TYPE_CHECKING:
     from edgekv import Config
@@ -28,10 +25,30 @@ def _end_soon(code: int) -> None:
 
 def run(config: Config, name: str | None, *, private: bool = False) -> int:
     """Chat until the person leaves; returns the exit code. Raises ConfigError for a chat.toml without sense."""
+    # Until the first screen is drawn nothing is garbage, and looking for it among all that is loaded takes a tenth
+    # of the start. So it begins afterwards, and what there is by then is not looked at again.
+    gc.disable()
+    try:
+        return _run(config, name, private=private)
+    finally:
+        gc.enable()
+
+
+def _look_for_garbage() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def _run(config: Config, name: str | None, *, private: bool) -> int:
+    from edgekv_tui.app import ChatApp  # noqa: PLC0415  the largest part of the start
+    from edgekv_tui.session import Session  # noqa: PLC0415
+    from edgekv_tui.settings import read_settings, settings_path  # noqa: PLC0415
+
     path = settings_path()
     session = Session(config, durable=not private)
     app = ChatApp(session, name, private=private, settings=read_settings(path), settings_file=path)
     app.on_left = _end_soon
+    app.on_drawn = _look_for_garbage
     code = app.run()
     if app.fatal_error is not None:
         raise app.fatal_error

@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widget import MountError
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.binding import BindingType
+    from textual.widgets import Markdown
     from textual.worker import Worker
 
     from edgekv_tui.answering import Answering
@@ -356,8 +357,7 @@ class ChatScreen(Screen[None]):
             case "branches":
                 self.action_deed("branches")
 
-    @on(Markdown.LinkClicked)
-    def _show_link(self, message: Markdown.LinkClicked) -> None:
+    def on_markdown_link_clicked(self, message: Markdown.LinkClicked) -> None:
         """Nothing leaves this machine by itself: a link is copied, and opened elsewhere if it is wanted."""
         self._deeds.copy_text(message.href)
         self.say(f"copied: {message.href}")

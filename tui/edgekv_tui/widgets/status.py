@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from textual.widgets import Static
 
 from edgekv_tui.text import bar, seconds, shown
+from edgekv_tui.widgets.steady import fits
 
 if TYPE_CHECKING:
     from edgekv import PrefillProgress
@@ -22,7 +23,9 @@ class Status(Static):
     def say(self, text: str, *, is_alert: bool = False) -> None:
         """Show `text`; as an alert it stands out."""
         self.set_class(is_alert, "-alert")
-        self.update(shown(text))
+        self.update(shown(text), layout=False)
+        if not fits(self):
+            self.refresh(layout=True)
 
     def follow(self, answering: Answering) -> None:
         """Show how far an answer is."""

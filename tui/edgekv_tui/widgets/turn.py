@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import VerticalGroup
 from textual.message import Message
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from edgekv_tui.keys import key
 from edgekv_tui.lines import detail_line, state_mark
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from textual.binding import BindingType
 
     from edgekv import Result, Turn
+    from edgekv_tui.widgets.answer import Answer
 
 
 FOLD_LINES = 20
 FOLD_CHARACTERS = 2000
 
 
-class Answer(Markdown):
-    """The answer's Markdown. A link is shown, never opened: nothing leaves this machine by itself."""
+def answer_class() -> type[Answer]:
+    """The widget that shows Markdown: loading it takes a tenth of the start, and first there is no answer."""
+    from edgekv_tui.widgets.answer import Answer  # noqa: PLC0415
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text, open_links=False)
+    return Answer
 
 
 class TurnView(VerticalGroup, can_focus=True):
@@ -79,16 +80,16 @@ class TurnView(VerticalGroup, can_focus=True):
     def compose(self) -> ComposeResult:
         """The message, the answer, the note."""
         yield Static(self._folded(), markup=False, classes="user")
-        yield Answer(self.answer)
+        yield answer_class()(self.answer)
         yield Static("\n".join(self._remarks), markup=False, classes="note")
 
     async def grow(self, text: str) -> None:
         """Show `text`; only what is new of it is laid out."""
         old, self.answer = self.answer, text
         if not text.startswith(old):
-            await self.query_one(Answer).update(text)
+            await self.query_one(answer_class()).update(text)
         elif len(text) > len(old):
-            await self.query_one(Answer).append(text[len(old) :])
+            await self.query_one(answer_class()).append(text[len(old) :])
 
     async def end(self, result: Result, branch: str = "") -> None:
         """Show what became of it; `branch` says that there are others in its place."""

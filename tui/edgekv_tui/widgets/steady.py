@@ -1,0 +1,18 @@
+"""Text that changes many times a second, mostly within the rows that it has.
+
+Knows when a new text takes other rows. A layout of the screen goes over every widget of the transcript, seen or
+not, and a key that is pressed meanwhile waits for it; a new text in the same rows needs none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from textual.widgets import Static
+
+
+def fits(widget: Static) -> bool:
+    """Whether `widget`, as wide as it is, takes as many rows for its text as it has."""
+    room = widget.content_size
+    return room.width > 0 and room.height == widget.get_content_height(room, room, room.width)
