@@ -340,7 +340,8 @@ def _convert(name: str, value: object, place: str) -> Any:
         return msgspec.convert(value, _TYPES[name], strict=not is_text)
     except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
         metavar = _METAVARS[name]
-        raise ConfigError(f"{place} is {value!r}: {_reason(error)} (expects {metavar})") from error
+        expected = f" (expects {metavar})" if len(metavar) > 1 else ""  # X and N say nothing
+        raise ConfigError(f"{place} is {value!r}: {_reason(error)}{expected}", name) from error
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,11 @@ class EdgeKVError(Exception):
 
 
 class ConfigError(EdgeKVError):
-    """An option, environment variable or TOML entry is unknown or has no sense."""
+    """An option, environment variable or TOML entry is unknown or has no sense. `option`: its name, where known."""
+
+    def __init__(self, message: str = "", option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class ModelLoadError(EdgeKVError):

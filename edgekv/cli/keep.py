@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path  # noqa: TC003  typer reads it at run time
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgekv.cli.options import Given, with_options
-from edgekv.cli.output import format_bytes, write_json
+from edgekv.cli.output import format_bytes, printable, write_json
 from edgekv.cli.passphrase import asker
 from edgekv.conversation import kept
 from edgekv.conversation.exchange import export_lines, export_markdown, import_lines
+from edgekv.conversation.foreign import is_foreign, read_foreign
 from edgekv.conversation.unlock import Unlock
-from edgekv.errors import ConfigError, ConversationError
+from edgekv.errors import ConfigError, ConversationError, StoreError, TemplateError
+from edgekv.runtime import Runtime
+
+if TYPE_CHECKING:
+    from edgekv.config import Config
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")]
 ADVICE = {
@@ -85,12 +90,20 @@ def export(
 @with_options
 def import_(
     given: Given,
-    source: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines of `edgekv export`; - is stdin.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="What `edgekv export` wrote (- is stdin), or ChatGPT's or llm's."
+        ),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Another name than the file's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep a conversation that was exported."""
+    """Keep what was exported: by edgekv, by ChatGPT, or in llm's logs.db (these two load the model)."""
     config = given.config()
+    if source != "-" and is_foreign(Path(source)):
+        _import_foreign(config, Path(source), name, as_json=as_json)
+        return
     lines = _read(source)
     with kept.opened(config.data_dir, Unlock.of(config, asker()), is_writable=True) as library:
         name = import_lines(library, lines, name)
@@ -102,15 +115,43 @@ def import_(
         sys.stderr.write(f"imported: {name}\n")
 
 
+def _import_foreign(config: Config, path: Path, name: str | None, *, as_json: bool) -> None:
+    """All that can be; their words become the tokens of the model."""
+    chats = read_foreign(path)
+    if name is not None and len(chats) > 1:
+        raise ConfigError(f"--name is for one conversation; {path} has {len(chats):,}")
+    imported, notices = list[str](), list[str]()
+    with Runtime(config=config, passphrase=asker()) as runtime:
+        if runtime.degraded is not None:
+            raise StoreError(f"nothing would be kept: {runtime.degraded}")
+        for chat in chats:
+            try:
+                imported.append(runtime.import_foreign(chat, name))
+            except (ConversationError, TemplateError) as error:  # of this one only
+                notices.append(str(error))
+            else:
+                notices += [f"{imported[-1]}: {chat.notice}"] if chat.notice else []
+    if as_json:
+        write_json({"imported": imported, "notices": notices})
+    else:
+        sys.stderr.write("".join(f"edgekv: {printable(notice)}\n" for notice in notices))
+        sys.stderr.write("".join(f"imported: {one}\n" for one in imported))
+    if not imported:
+        raise typer.Exit(1)
+
+
 def _read(source: str) -> list[str]:
     from edgekv.conversation.linefile import read_lines  # noqa: PLC0415  aiofiles comes with it
 
     try:
-        return sys.stdin.read().split("\n") if source == "-" else asyncio.run(read_lines(source))
+        lines = sys.stdin.read().split("\n") if source == "-" else asyncio.run(read_lines(source))
     except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {source}: {error}") from error
     except ConversationError as error:  # a name that was typed wrongly
         raise ConfigError(str(error)) from error
+    if source == "-" and lines[0].startswith("["):
+        raise ConfigError("exports of other programs are imported from a file, not from stdin")
+    return lines
 
 
 def add_to(app: typer.Typer) -> None:

@@ -5,6 +5,7 @@ Knows errors and exit codes only. This and a front end's own loop are the only p
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 LOG_NAME = "edgekv.log"
 LARGEST_LOG_BYTES = 1 << 20
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Of stdout, where no file is named: the store tells of its own files."""
 SPIN_COUNT = "3000"
 """How long a thread of a parallel loop spins for the next one, before it sleeps (read when torch is loaded).
 The default is a hundred times longer: alone it is no faster, and beside another busy program each token waits
@@ -43,6 +46,9 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:
         code = EXIT_PIPE
+    except OSError as error:
+        _report_unwritable(error)
+        code = code or EXIT_FAILURE
     if code == EXIT_PIPE:
         _drop_stdout()
     sys.exit(code)
@@ -64,6 +70,11 @@ def _run(arguments: list[str]) -> int:
         return exit_code(stop)
     except (ReaderGone, BrokenPipeError):
         return EXIT_PIPE
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            return _unexpected(error, as_json=as_json)
+        _report_unwritable(error)
+        return EXIT_FAILURE
     except Exception as error:  # noqa: BLE001  the outer edge
         # Typer's own errors come from one copy of click or another; all tell what was typed wrongly.
         told = getattr(error, "format_message", None)
@@ -73,12 +84,22 @@ def _run(arguments: list[str]) -> int:
         if told is not None:
             _report("UsageError", f"{told()} (edgekv --help)", as_json=as_json)
             return EXIT_USAGE
-        where = _log(error)
-        if "--debug" in arguments:
-            traceback.print_exc()
-        _report(type(error).__name__, f"internal error {type(error).__name__}{where}", as_json=as_json)
-        return EXIT_FAILURE
+        return _unexpected(error, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception, *, as_json: bool) -> int:
+    where = _log(error)
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    _report(type(error).__name__, f"internal error {type(error).__name__}{where}", as_json=as_json)
+    return EXIT_FAILURE
+
+
+def _report_unwritable(error: OSError) -> None:
+    """On stderr also for --json: stdout is what fails, and would again when Python flushes it at the end."""
+    _drop_stdout()
+    _report("OSError", f"the output cannot be written: {error.strerror or error}", as_json=False)
 
 
 def _report(kind: str, message: str, *, as_json: bool, quiet: bool = False) -> None:
@@ -88,6 +109,8 @@ def _report(kind: str, message: str, *, as_json: bool, quiet: bool = False) -> N
             write_json({"error": {"type": kind, "message": line}})
         except BrokenPipeError:
             _drop_stdout()
+        except OSError as error:
+            _report_unwritable(error)
     elif not quiet:
         sys.stderr.write(f"edgekv: {line}\n")
 

@@ -175,6 +175,9 @@ def _exchange_turns(
             prompt_ids, is_whole = render_turn(front, before, system, user)
         parent = before[-1].id if before else None
         turn = Turn(turn_id, parent, user=user, is_whole=is_whole, prompt_ids=prompt_ids)
+        if not answer and turn_id == first_id + len(said) - 1:  # the last message still waits for one
+            before.append(turn)
+            break
         ids = array("i", front.tokenizer.encode_pieces([(answer, False)]))
         before.append(
             answered(turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False)

@@ -50,7 +50,7 @@ class Sampling:
 
 def _check(name: str, value: float, allowed: str, holds: bool) -> None:
     if not holds:
-        raise ConfigError(f"{name} is {value}; it has to be {allowed}")
+        raise ConfigError(f"{name} is {value}; it has to be {allowed}", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,8 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, EdgeKVError):
         status, code = _STATUS.get(type(error), (500, "internal_error"))
         headers = {"Retry-After": "1"} if status == 429 else None
-        return Refusal(status, " ".join(str(error).split()), code=code, headers=headers)
+        param = error.option if isinstance(error, ConfigError) else None
+        return Refusal(status, " ".join(str(error).split()), code=code, param=param, headers=headers)
     frames = "".join(traceback.format_tb(error.__traceback__))  # its text may quote a conversation
     log.error("%s in the server\n%s", type(error).__name__, frames)
     return Refusal(

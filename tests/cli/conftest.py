@@ -50,10 +50,11 @@ def edgekv(data_dir, forking, tmp_path_factory):
     }
     started, streams = [], tmp_path_factory.mktemp("streams")
 
-    def call(*args, stdin="", start=False, terminal=None, env=None, **engine_options):
+    def call(*args, stdin="", start=False, terminal=None, stdout=None, env=None, **engine_options):
         if start:
             command = [sys.executable, "-c", DRIVER.replace("{options}", repr(engine_options)), *args]
             pipes = dict.fromkeys(("stdin", "stdout", "stderr"), terminal or subprocess.PIPE)
+            pipes["stdout"] = stdout or pipes["stdout"]
             own = {"start_new_session": True} if terminal else {}
             process = subprocess.Popen(command, env=environ | (env or {}), text=True, **pipes, **own)
             started.append(process)

@@ -31,3 +31,22 @@ def test_backup_restore_export_import(edgekv, data_dir, tmp_path):
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert edgekv("restore", str(tmp_path), "--data-dir", str(tmp_path / "new")).returncode == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_exports_of_other_programs_are_imported(edgekv, tmp_path):
+    """Guards the first thing people try; it ended in an error about arrays."""
+    parts = ["what is this?", {"content_type": "image_asset_pointer"}]
+    mapping = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": parts}}}}
+    chats = [{"title": title, "current_node": "a", "mapping": mapping} for title in ("One", "Two")]
+    path = tmp_path / "conversations.json"
+    path.write_text(json.dumps(chats))
+    done = edgekv("import", str(path), "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["imported"]) == (0, ["One", "Two"]), done.stderr
+    assert told["notices"][0].startswith("One: imported without 1 part")
+    assert json.loads(edgekv("export", "One").stdout.splitlines()[1])["user"] == "what is this?"
+    assert edgekv("import", str(path), "--name", "x").returncode == 2
+    path.write_text(json.dumps(chats[:1]))
+    assert "imported: x\n" in edgekv("import", str(path), "--name", "x").stderr
+    piped = edgekv("import", "-", stdin=path.read_text())
+    assert (piped.returncode, "not from stdin" in piped.stderr) == (2, True), piped.stderr

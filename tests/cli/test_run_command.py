@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -278,3 +279,15 @@ def test_a_log_that_is_a_pipe_is_not_waited_for(edgekv, data_dir):
     done = edgekv("run", "hi", error=None, answer=7)
     assert (done.returncode, "internal error" in done.stderr) == (1, True), done.stderr
     assert "--debug shows where" in done.stderr
+
+
+@pytest.mark.parametrize("args", [("run", "hi"), ("run", "hi", "--json"), ("--help",)], ids=" ".join)
+def test_output_that_cannot_be_written_is_one_line(edgekv, args):
+    """Guards a full disk behind `>`: it was an internal error, for some commands a traceback."""
+    with Path("/dev/full").open("w") as full:
+        process = edgekv(*args, start=True, stdout=full, env={"PYTHONUNBUFFERED": ""})
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1, told
+    assert [line for line in told.splitlines() if "cannot be written: No space left" in line]
+    assert "Traceback" not in told
+    assert "internal" not in told

@@ -43,7 +43,7 @@ CHATGPT = [
         "mapping": {"a": node("user", "hi", parent="b"), "b": node("x", parent="a")},
     },
 ]
-TRAINS = ForeignChat("Trains", (("first\n\nmore", "looking it up\n\nan answer"),), "Be brief")
+TRAINS = ForeignChat("Trains", (("first\n\nmore", "looking it up\n\nan answer"),), "Be brief", num_left_out=1)
 ROUND = ForeignChat("Round", (("hi", ""),), None)
 
 
@@ -70,6 +70,34 @@ def test_exports_of_chatgpt_are_read(tmp_path):
         archive.write(tmp_path / "conversations.json", "conversations.json")
     for name in ("conversations.json", "export.zip"):
         assert read_foreign(tmp_path / name) == [TRAINS, ROUND]
+
+
+def test_what_is_no_text_is_counted_and_code_comes(tmp_path):
+    """Guards against losses in silence: images, files, tools' output and reasoning; code is a fenced block."""
+    code = {"content_type": "code", "language": "python", "text": "print('```')"}
+    output = {"content_type": "execution_output", "text": "1"}
+    picture = {"content_type": "image_asset_pointer", "asset_pointer": "file-1"}
+    spoken = {"content_type": "audio_transcription", "text": "aloud"}
+    mapping = {
+        "a": node("user", "first", picture, spoken),
+        "b": {**node("assistant", parent="a")},
+        "c": {**node("tool", parent="b")},
+        "d": node("user", picture, parent="c"),
+        "e": node("assistant", "a cat", parent="d"),
+        "f": node("user", "and now?", parent="e"),
+    }
+    mapping["a"]["message"]["metadata"] = {"attachments": [{"name": "x.png"}, {"name": "y.pdf"}]}
+    mapping["b"]["message"]["content"] = code
+    mapping["c"]["message"]["content"] = output
+    (tmp_path / "c.json").write_text(json.dumps([{"title": "T", "current_node": "f", "mapping": mapping}]))
+    (chat,) = read_foreign(tmp_path / "c.json")
+    assert chat.said == (
+        ("first\n\naloud", "````python\nprint('```')\n````"),
+        (foreign.NO_TEXT, "a cat"),
+        ("and now?", ""),
+    )
+    assert chat.num_left_out == 2 + 1 + 1
+    assert "without 4 parts" in chat.notice
 
 
 def test_logs_of_llm_are_read(tmp_path):

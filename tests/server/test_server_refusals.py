@@ -25,9 +25,12 @@ REFUSED = [
     ({"store": True}, "unsupported_parameter", "store"),
     ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
     ({"temprature": 1}, "unknown_parameter", "temprature"),
+    ({"top_p": 2}, "invalid_value", "top_p"),
+    ({"top_k": -1}, "invalid_value", "top_k"),
+    ({"timeout": 0}, "invalid_value", "timeout"),
     ({"temperature": "hot"}, "invalid_value", "temperature"),
-    ({"temperature": -1}, "invalid_value", None),
-    ({"top_p": 0}, "invalid_value", None),
+    ({"temperature": -1}, "invalid_value", "temperature"),
+    ({"top_p": 0}, "invalid_value", "top_p"),
     ({"max_tokens": 0}, "invalid_value", "max_tokens"),
     ({"max_tokens": 10**30}, "invalid_value", "max_tokens"),
     ({"seed": 1 << 64}, "invalid_value", "seed"),
@@ -71,6 +74,7 @@ def test_what_is_not_done_is_said(client, fields, code, param):
     assert (response.status_code, error["code"], error["param"]) == (400, code, param)
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+    assert "expects X" not in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,20 @@ async def test_what_cannot_be_imported_is_named_and_the_others_come(
     assert names(data_dir) == ["Elsewhere"]
 
 
+async def test_what_an_import_left_out_is_told(sit_down, data_dir, tmp_path):
+    """Guards against losses in silence: an image is not imported, and the chat says so."""
+    parts = ["what is this?", {"content_type": "image_asset_pointer"}]
+    mapping = {"a": {"message": {"author": {"role": "user"}, "content": {"parts": parts}}}}
+    chat = {"title": "Picture", "current_node": "a", "mapping": mapping}
+    (tmp_path / "conversations.json").write_text(json.dumps([chat]))
+    async with sit_down() as person:
+        await person.does("import_file")
+        await person.answers(str(tmp_path / "conversations.json"))
+        await person.sees("What was not imported", "Picture", "without 1 part")
+        await person.presses("escape")
+        await person.sees("what is this?", "no answer")
+
+
 async def test_forgetting_needs_a_yes(sit_down, data_dir):
     """Guards against a key pressed by accident; a private chat is forgotten as well."""
     async with sit_down("a") as person:

@@ -194,7 +194,7 @@ class Deeds:
         return await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
 
     async def _import_foreign(self, path: str, refused: list[Row]) -> str | None:
-        """All that can be, one after the other: the name of the last. What cannot goes to `refused`, and why."""
+        """All that can be, one by one: the name of the last. What cannot, or in part only: `refused`."""
         chats = await asyncio.to_thread(read_foreign, Path(path))
         name = None
         for at, chat in enumerate(chats, 1):
@@ -203,6 +203,9 @@ class Deeds:
                 name = await asyncio.to_thread(self._screen.session.runtime.import_foreign, chat)
             except (ConversationError, TemplateError) as error:  # of this one; another error would be of all
                 refused.append((one_line(chat.title, 30), str(error)))
+            else:
+                if chat.notice is not None:
+                    refused.append((one_line(chat.title, 30), chat.notice))
         return name
 
     async def given_up(self) -> None:
