@@ -22,6 +22,7 @@ from edgekv.engine.asking import asking, checked
 from edgekv.engine.attended import FullAttention
 from edgekv.engine.budget import FEW_TOKENS, SINK_COLUMNS, Budget
 from edgekv.engine.tally import AttentionTally
+from edgekv.engine.weighing import KeptMass
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 PROMOTED_STEPS = 16  # leaves kept of so many steps' choices, if there is room: neighbours choose alike
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
-SAMPLE_PASSES = 64  # passes over few tokens between two whose kept mass is measured, by all low-bit keys
-SAMPLE_LAYERS = 6  # of their layers one in so many, others each time: all took a tenth of a short answer
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 AWAY_WEIGHT = 0.3  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
@@ -94,11 +93,7 @@ class SelectedAttention:
         self._scale = scale
         self._owner: Sequence | None = None
         self._num_cuts = 0
-        self._until_sample = 0  # passes; of every answer the first is measured, if all keys are here
-        self._num_samples = 0
-        self._measured = torch.zeros(
-            2
-        )  # shares of attention that fell on what was attended: their sum and number
+        self._kept_mass = KeptMass()
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
         self._whole: kernels.TokenPass | None = None  # while it runs
@@ -109,16 +104,14 @@ class SelectedAttention:
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
-        self._until_sample, self._last = 0, None  # it would hold on to abstracts that may be dropped now
+        self._last = None  # it would hold on to abstracts that may be dropped now
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
         num_on_device = round(tally.num_device_leaves)
         brought = self._residency.promotion.promoted.take_use()
-        mass, num_measured = self._measured.tolist()
-        self._measured.zero_()
         return AttentionUse(
             mean_tokens=tally.num_tokens / tally.num_steps if tally.num_steps else 0.0,
-            mass_kept=mass / num_measured if num_measured else None,
+            mass_kept=self._kept_mass.take(),
             host_bytes_read=(tally.num_leaves - num_on_device) * leaf_bytes,
             device_bytes_read=num_on_device * leaf_bytes,
             disk_bytes_read=brought.num_read * leaf_bytes,
@@ -179,23 +172,10 @@ class SelectedAttention:
         this = self._open(sequence, count)
         if count == 1:
             self._whole = self._token_pass(this)
-        return self._whole or partial(self._attend, this, self._full(this), self._layers_to_weigh(this))
-
-    def _layers_to_weigh(self, this: _Pass) -> range:
-        """Those of a pass whose kept mass is measured: of an answer's first over few tokens, then now and then.
-
-        Passes that the kernels follow through all layers measure it whenever they rank all columns.
-        """
-        if this.count > FEW_TOKENS or not this.num_choices or this.abstracts.num_absent:
-            return range(0)
-        self._until_sample -= 1
-        if self._until_sample >= 0:
-            return range(0)
-        self._until_sample = SAMPLE_PASSES - 1
-        self._num_samples += 1
-        num_layers = this.sequence.directory.num_layers
-        every = min(SAMPLE_LAYERS, num_layers)
-        return range(self._num_samples % every, num_layers, every)
+        weighed = range(0)
+        if self._whole is None and count <= FEW_TOKENS and this.num_choices and not this.abstracts.num_absent:
+            weighed = self._kept_mass.layers_to_weigh(sequence.directory.num_layers)
+        return self._whole or partial(self._attend, this, self._full(this), weighed)
 
     def _goes_on(self, sequence: Sequence, last: tuple[kernels.TokenPass, int, int]) -> bool:
         """Make `last`, the pass of a token, the one of the next token if that is in the same column and nothing has
@@ -302,7 +282,7 @@ class SelectedAttention:
             choosing=choosing,
             reach=self._reach,
             phase=this.sequence.num_tokens,
-            measured=self._measured,
+            measured=self._kept_mass.measured,
         )
 
     def _attend(
@@ -323,7 +303,8 @@ class SelectedAttention:
             if this.count <= FEW_TOKENS:
                 self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
             if layer in weighed:
-                self._weigh(this, layer, q, listed[: len(listed) - len(this.fixed)])
+                chosen, keys = listed[: len(listed) - len(this.fixed)], this.abstracts.keys(layer)
+                self._kept_mass.weigh(q, keys, this.choice, chosen, this.around, self._scale, this.turns)
         slots, turned = self._placed(this, layer, listed)
         num_tokens = len(listed) * LEAF_TOKENS - this.num_missing
         self.tally.num_steps += 1
@@ -394,15 +375,6 @@ class SelectedAttention:
         away = chosen[promoted.where[layer, chosen] == ABSENT]
         if len(away):
             promoted.bring(layer, away)
-
-    def _weigh(self, this: _Pass, layer: int, q: Tensor, chosen: Tensor) -> None:
-        """Measure the share of the last query's attention that falls on `chosen` and around (see `TokenPass`)."""
-        keys, choice = this.abstracts.keys(layer), this.choice
-        mass = kernels.score_among(
-            q[-1:].cpu(), keys, None, this.around, choice.start, choice.stop, self._scale, this.turns
-        )
-        lost = float(mass.sum() - mass[chosen.long() - choice.start].sum())
-        self._measured += torch.tensor([1 - lost / q.shape[1], 1.0])
 
     def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:
         """Sink and window of a pass that begins at token `start`, the unfinished column last."""
