@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgekv import ConversationInfo, Move, Result, Turn
+    from edgekv_tui.answering import Answering
 
 Row = tuple[str, str]
 MOST_TURNS = 8
@@ -33,8 +34,15 @@ _EXACTNESS = {
 def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
     """All about the answer of the last turn of `path`; `result` is there for answers of this run."""
     turn = path[-1]
-    yield "exactness", _EXACTNESS[turn.exactness]
-    yield "ended", _ENDED.get(turn.finish_reason or "", "there is no answer yet")
+    if turn.state == "damaged":
+        yield "answer", "cannot be read: the record of this turn is damaged, and nothing else of it is known"
+        return
+    if turn.state == "pending" and result is None:  # its other fields are defaults, not facts
+        yield "answer", "there is none; if this is the last message, Ctrl+R answers it"
+        return
+    if turn.answer_ids:
+        yield "exactness", _EXACTNESS[turn.exactness]
+    yield "ended", _ENDED.get(turn.finish_reason or "", "not known")
     yield "message", f"{len(turn.prompt_ids):,} tokens"
     yield "answer", f"{len(turn.answer_ids):,} tokens"
     if result is not None:
@@ -45,6 +53,19 @@ def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
     yield "Drawn with", ""
     for name, value in turn.sampling.items():
         yield name.replace("_", " "), "new each time" if value is None else f"{value:g}"
+
+
+def making_rows(answering: Answering) -> Iterator[Row]:
+    """What is known of an answer that is being made, at this moment."""
+    yield "answer", "is being stopped" if answering.is_stopping else "is being made"
+    progress = answering.progress
+    if progress is not None:
+        yield "read", f"{progress.done:,} of {progress.total:,} tokens"
+        yield "reused", f"{progress.reused:,} of them did not have to be computed again"
+    yield "written", f"{answering.num_tokens:,} tokens so far"
+    if answering.num_tokens > answering.first_tokens:
+        yield "speed", f"{answering.tokens_per_s:,.1f} tokens/s so far"
+    yield "exactness", "known when it has ended"
 
 
 def _of_this_run(result: Result) -> Iterator[Row]:
