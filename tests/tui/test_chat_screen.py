@@ -53,7 +53,7 @@ async def test_the_screen_is_there_before_the_model(sit_down):
         await person.presses("enter")
         await person.sees("still being loaded", "early")
         await person.presses("ctrl+f")
-        await person.sees("the model is not loaded yet")  # and not an internal error
+        await person.sees("the model is still being loaded; wait")  # and not an internal error
         await person.presses("escape")
         may_load.set()
         await person.misses("loading the model")

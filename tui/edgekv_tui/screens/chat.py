@@ -175,7 +175,7 @@ class ChatScreen(Screen[None]):
 
     def _submit(self, text: str) -> None:
         if not self.session.is_open:
-            self.notify("The model is still being loaded; nothing was sent.", severity="warning")
+            self.notify(f"{self.session.why_closed} (nothing was sent)", severity="warning")
             self.query_one(Prompt).give_back(text)
             return
         turn, self._editing = self._editing, None
