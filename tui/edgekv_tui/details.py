@@ -5,9 +5,9 @@ Knows results, turns and moves; measures nothing itself.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from edgekv_tui.moves import runs_of
 from edgekv_tui.text import one_line, seconds, size
 
 if TYPE_CHECKING:
@@ -137,11 +137,8 @@ def given_up_rows(moves: Sequence[Move], infos: Sequence[ConversationInfo]) -> I
     if not lost:
         yield "nothing", "every conversation's KV is there, as far as it was written"
     yield "In this run", ""
-    for move in reversed(moves):
-        at = time.strftime("%H:%M:%S", time.localtime(move.at))
-        yield (
-            at,
-            f"{move.kind} {move.num_tokens:,} tokens of {move.name or 'another conversation'}: {move.why}",
-        )
+    for run in reversed(runs_of(moves)):
+        whose = run.name or "another conversation"
+        yield run.when, f"{run.kind} {run.num_tokens:,} tokens{run.times} of {whose}: {run.why}"
     if not moves:
         yield "nothing", "no limit was reached"

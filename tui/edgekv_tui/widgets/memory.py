@@ -5,13 +5,13 @@ Knows how to draw snapshots; asks for them twice a second while it is on the scr
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 from textual.widgets import Static
 
 from edgekv import EdgeKVError
+from edgekv_tui.moves import runs_of
 from edgekv_tui.text import bar, one_line, size
 
 if TYPE_CHECKING:
@@ -128,6 +128,6 @@ def _moves(moves: Sequence[Move], width: int) -> Iterator[Part]:
     yield _heading("Moved lately")
     if not moves:
         yield ("nothing had to give way\n", "$text-muted")
-    for move in reversed(moves[-MOST_MOVES:]):
-        line = f"{time.strftime('%H:%M:%S', time.localtime(move.at))} {move.kind} {move.num_tokens:,}"
-        yield one_line(f"{line} · {move.name or 'another'} · {move.why}", max(20, width)) + "\n"
+    for run in reversed(runs_of(moves)[-MOST_MOVES:]):
+        line = f"{run.last} {run.kind} {run.num_tokens:,}{run.times}"
+        yield one_line(f"{line} · {run.name or 'another'} · {run.why}", max(20, width)) + "\n"
