@@ -73,9 +73,11 @@ def _of_this_run(result: Result) -> Iterator[Row]:
     yield "Reading", ""
     yield "context", f"{usage.prompt_tokens:,} tokens"
     yield "reused", f"{usage.reused_tokens:,} of them did not have to be computed again"
-    yield "first token", f"after {seconds(timings.ttft_s)}"
+    if usage.completion_tokens:
+        yield "first token", f"after {seconds(timings.ttft_s)}"
     yield "reading", f"{timings.prefill_tokens_per_s:,.0f} tokens/s"
-    yield "writing", f"{timings.decode_tokens_per_s:,.1f} tokens/s"
+    if usage.completion_tokens > 1:  # there is no speed of a single token
+        yield "writing", f"{timings.decode_tokens_per_s:,.1f} tokens/s"
     yield "Attention", ""
     if attention.mean_tokens:
         yield "attended", f"{attention.mean_tokens:,.0f} tokens per layer and step, on average"

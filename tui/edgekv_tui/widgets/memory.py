@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from edgekv import EdgeKVError
+from edgekv_tui.lines import made_line
 from edgekv_tui.moves import runs_of
 from edgekv_tui.text import bar, one_line, size
 
@@ -114,6 +115,9 @@ def _budget(result: Result | None, width: int) -> Iterator[Part]:
     if result is None:
         yield ("none in this run yet\n", "$text-muted")
         return
+    if not result.usage.completion_tokens:  # then there was no step either
+        yield made_line(result) + "\n"
+        return
     context = result.usage.prompt_tokens + result.usage.completion_tokens
     attended = result.attention.mean_tokens or context
     kept = result.attention.mass_kept
@@ -121,7 +125,8 @@ def _budget(result: Result | None, width: int) -> Iterator[Part]:
     yield (bar(attended, context, max(8, width)), "$accent on $panel")
     yield f"\neach step read {attended:,.0f} of {context:,} tokens\n"
     timings = result.timings
-    yield f"{timings.decode_tokens_per_s:,.1f} tokens/s · first after {timings.ttft_s:.2f} s\n"
+    speed = f"{timings.decode_tokens_per_s:,.1f} tokens/s · " if result.usage.completion_tokens > 1 else ""
+    yield f"{speed}first after {timings.ttft_s:.2f} s\n"
 
 
 def _moves(moves: Sequence[Move], width: int) -> Iterator[Part]:
