@@ -16,6 +16,7 @@ from edgekv.cli.output import format_bytes, printable, write_json
 from edgekv.cli.passphrase import asker
 from edgekv.conversation.unlock import Unlock
 from edgekv.errors import StoreError
+from edgekv.terminal import can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,10 +103,10 @@ def _line(text: str) -> None:
 
 def _show_progress() -> Callable[[int, int], None]:
     """Draws one line on a terminal, which is gone at the end."""
-    is_terminal = sys.stderr.isatty()
+    is_drawn = can_draw(sys.stderr)
 
     def show(done: int, total: int) -> None:
-        if is_terminal and total:
+        if is_drawn and total:
             end = "\r\x1b[K" if done >= total else ""
             sys.stderr.write(f"\rchecked {format_bytes(done)} of {format_bytes(total)}{end}")
             sys.stderr.flush()

@@ -26,7 +26,7 @@ from edgekv.conversation.unlock import Unlock
 from edgekv.errors import ConfigError, EdgeKVError
 from edgekv.events import Done, Notice, PrefillProgress, Result, TextDelta
 from edgekv.runtime import Runtime
-from edgekv.terminal import ProgressLine
+from edgekv.terminal import ProgressLine, can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,9 +125,9 @@ def chat(
     plain: Annotated[bool, typer.Option("--plain", help="Line by line; also reads a pipe.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Keep nothing on disk.")] = False,
 ) -> None:
-    """Talk: full screen on a terminal, else line by line."""
+    """Talk: full screen on a terminal that can show one, else line by line."""
     config = given.config()
-    if plain or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if plain or not can_draw(sys.stdin, sys.stdout):
         with Runtime(config=config, durable=not private, passphrase=asker()) as runtime:
             code = _front_end("plain")(runtime, name or "main", private=private)
     else:

@@ -15,9 +15,18 @@ from edgekv.cli import commands, main
 
 
 class EntryPoint:
-    """The plain chat, without an installation."""
+    """A chat, without an installation: the plain one, or one that says that it would be full screen."""
 
-    load = staticmethod(lambda: edgekv_tui.plain.run)
+    def __init__(self, name):
+        self.name = name
+
+    def load(self):
+        return edgekv_tui.plain.run if self.name == "plain" else say_full
+
+
+def say_full(_config, _name, **_options):
+    sys.stdout.write("full screen\n")
+    return 0
 
 
 def run(args, folder, environ, engine_options):
@@ -39,5 +48,5 @@ def be_edgekv(engine_options):
     factory = FakeFactory(**engine_options)
     edgekv.runtime._load_engine_factory = lambda: factory
     edgekv.runtime._model_path = lambda _: Path("fake")
-    commands.entry_points = lambda **_: [EntryPoint]
+    commands.entry_points = lambda *, name, **_: [EntryPoint(name)]
     main()

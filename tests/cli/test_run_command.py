@@ -1,7 +1,10 @@
 """`edgekv run` and its relatives as a person or a program meets them: streams, exit codes, signals."""
 
+import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import sqlite3
 from contextlib import closing
@@ -259,6 +262,23 @@ def test_chat_ctrl_c_stops_the_answer_and_goes_on(edgekv, data_dir):
     assert process.returncode == 0, stderr
     assert "0 > tell\nword word" in stdout
     assert kept_turns(data_dir, "a")[0].state == "stopped"
+
+
+@pytest.mark.parametrize(("term", "is_full"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_cannot_draw_gets_the_plain_chat(edgekv, term, is_full):
+    """Guards TERM=dumb (an editor's shell, a log): a full screen is unreadable there, and so are wiped lines."""
+    leader, follower = pty.openpty()
+    child = edgekv("chat", "a", "--private", start=True, terminal=follower, env={"TERM": term}, block_s=0.01)
+    os.close(follower)
+    os.write(leader, b"hi\n/quit\n")
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal's other end was closed
+        while select.select([leader], [], [], 20)[0] and (part := os.read(leader, 1024)):
+            seen += part
+    os.close(leader)
+    assert child.wait(20) == 0, seen
+    assert (b"full screen" in seen, b"hello there" in seen) == (is_full, not is_full), seen
+    assert b"\x1b" not in seen
 
 
 def test_chat_goes_on_privately_when_the_data_is_in_use(edgekv):

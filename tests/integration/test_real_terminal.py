@@ -117,7 +117,7 @@ def test_chat_stop_quit_reopen_and_a_private_chat(terminal, data_dir):
     restored, total = (
         int(n.replace(",", "")) for n in re.search(r"([\d,]+) of ([\d,]+) tokens restored", shown).groups()
     )
-    assert total - restored < 16
+    assert total - restored <= 16  # whole leaves are kept, and of the last token no KV was computed yet
     terminal.sees("exact;")
     terminal.presses("C-t")
     terminal.sees("PRIVATE")

@@ -87,6 +87,32 @@ async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
         await person.sees("hello there")
 
 
+async def test_a_message_to_no_model_says_so(sit_down):
+    """Guards a model that did not load: it was said to be loading still, for ever. Nothing written is lost."""
+    factory, fails = FakeFactory(), [True]
+
+    def open_runtime(**options):
+        if fails:
+            raise ModelLoadError("there is no model nosuch")
+        return Runtime(engine_factory=factory, **options)
+
+    async with sit_down(opener=open_runtime, factory=factory, waits=False, size=(120, 30)) as person:
+        await person.sees("there is no model nosuch", "Esc, Ctrl+P, Use another model")
+        await person.presses("escape")
+        await person.misses("Enter: begin")
+        await person.says("hi")
+        await person.sees("no model is loaded; Ctrl+P: Use another model", "nothing was sent", "█ hi")
+        assert "loaded; wait" not in person.screen()
+        await person.presses("ctrl+f")
+        await person.sees("no model is loaded", times=2)
+        await person.presses("escape")
+        fails.clear()
+        await person.does("load_again")
+        await person.until(lambda: person.app.session.is_open)
+        await person.presses("enter")
+        await person.sees("hello there")
+
+
 async def test_a_failed_engine_is_told_and_loaded_again(sit_down):
     """Guards against a chat that ends, or hangs, because the engine did: what was said before is there again."""
     async with sit_down("a") as person:

@@ -53,7 +53,7 @@ async def test_the_screen_is_there_before_the_model(sit_down):
         await person.presses("enter")
         await person.sees("still being loaded", "early")
         await person.presses("ctrl+f")
-        await person.sees("the model is not loaded yet")  # and not an internal error
+        await person.sees("the model is still being loaded; wait")  # and not an internal error
         await person.presses("escape")
         may_load.set()
         await person.misses("loading the model")
@@ -107,19 +107,29 @@ async def test_escape_stops_the_reading_of_a_long_message(sit_down):
         await person.says("x" * 30_000)
         await person.sees("reading", "of 30,0", "tokens", "Esc stops")
         await person.presses("escape")
-        await person.sees("[stopped]")
+        await person.sees("[stopped] before the first token; 0 of 30,")
+        assert not any(text in person.screen() for text in ("0 tokens", "/s", "first after"))
+        await person.presses("f4")
+        await person.sees("stopped before the first token")
+        await person.presses("f3")
+        await person.sees("you stopped it")
+        found = [text for text in ("exactness", "writing", "exact:") if text in person.screen()]
+        assert found == [], person.screen()
         assert person.engine.computed_tokens < 20_000
 
 
 async def test_a_reopened_conversation_says_what_was_restored(sit_down, data_dir):
-    """Guards "restored" that is claimed and not measured: reused tokens are the engine's own count."""
+    """Guards "restored" that is claimed and not measured: reused tokens are the engine's own count, and why others
+    are missing is not guessed.
+    """
     async with sit_down() as person:
         await person.says("one")
         await person.sees("hello there")
     async with sit_down("one") as person:
         await person.sees("one", "hello there")
         await person.says("two")
-        await person.sees("0 of ", "tokens restored in", "the rest is computed again")
+        await person.sees("0 of ", "tokens restored in", "exact;")
+        assert not any(why in person.screen() for why in ("again", "evicted", "damaged"))
 
 
 async def test_a_new_chat_and_back(sit_down, data_dir):

@@ -67,6 +67,43 @@ async def test_details_of_an_answer(sit_down):
         await person.sees("the model ended it", "it was answered in an earlier run")
 
 
+async def test_details_of_an_answer_that_is_being_made(sit_down):
+    """Guards F3 against defaults told as facts: it said exact, and of an earlier run, while selection answered."""
+    async with sit_down("a", answer="word " * 200, config={"max_tokens": 2000}) as person:
+        await person.talks("one")
+        person.engine.hold.clear()
+        await person.says("two")
+        await person.sees("thinking")
+        await person.presses("f3")
+        await person.sees("Answer 2: two", "is being made", "0 tokens so far", "known when it has ended")
+        assert not any(
+            text in person.screen() for text in ("exact:", "earlier run", "no answer yet", "/s so far")
+        )
+        await person.presses("escape")
+        person.engine.token_s = 0.02
+        person.engine.hold.set()
+        await person.until(lambda: person.app.chat_screen.chat.answering.num_tokens > 5)
+        await person.presses("f3")
+        await person.sees("is being made", "tokens/s so far", "known when it has ended")
+        await person.presses("escape")
+        await person.misses("is being made")
+        await person.presses("escape")
+        await person.sees("[stopped]")
+        await person.presses("f3")
+        await person.sees("exact: every token", "you stopped it")
+
+
+async def test_details_of_a_message_without_an_answer(sit_down):
+    """Guards the same page after a failure: nothing is known of an answer that never came."""
+    async with sit_down("a") as person:
+        person.engine.error = MemoryError("no memory")
+        await person.says("hi")
+        await person.sees("internal error")
+        await person.presses("f3")
+        await person.sees("Answer 1: hi", "there is none", "Ctrl+R answers")
+        assert not any(text in person.screen() for text in ("exact:", "earlier run"))
+
+
 async def test_rename_keeps_everything_but_the_name(sit_down, data_dir):
     """Guards a new name: taken ones are refused in one line, the conversation goes on under it."""
     async with sit_down("old") as person:

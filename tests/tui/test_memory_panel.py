@@ -18,14 +18,25 @@ async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
         person.engine.moved.append(
             (chat.sequence_id, Move(time.time(), "demoted", 4096, "the device limit was reached"))
         )
+        person.engine.moved += [
+            (chat.sequence_id, Move(time.time(), kind, 16, f"the {place} limit was reached"))
+            for _ in range(50)
+            for kind, place in (("demoted", "device"), ("dropped", "host"))
+        ]
         person.engine.where = lambda _id: "DDHHHSSS-" * 100
         await person.sees(
-            "demoted 4,096 · trip · the device", "▓", "▒", "·", "host 4,800", "computed again 1,600"
+            "demoted 4,896 in 51 moves · trip",
+            "dropped 800 in 50 moves",
+            "▓",
+            "▒",
+            "·",
+            "host 4,800",
+            "computed again 1,600",
         )
         await person.does("given_up")
-        await person.sees("every conversation's KV is there", "demoted 4,096 tokens of trip")
+        await person.sees("every conversation's KV is there", "demoted 4,896 tokens in 51 moves of trip")
         await person.presses("escape")
-        await person.misses("demoted 4,096 tokens")
+        await person.misses("demoted 4,896 tokens")
         await person.does("unload")
         await person.sees("the memory is free")
         await person.talks("again")

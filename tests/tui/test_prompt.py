@@ -54,6 +54,28 @@ async def test_a_paste_may_look_like_another(sit_down):
         assert prompt.whole_text == "".join(pastes)
 
 
+async def test_a_paste_that_could_not_be_sent_stays_folded(sit_down):
+    """Guards a message refused while an answer is made: it came back as all its lines."""
+    async with sit_down(answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+        prompt, long = prompt_of(person), "\n".join(f"line {number}" for number in range(90))
+        await person.says("go on")
+        await person.sees("Esc stops")
+        person.pastes(long)
+        await person.sees("[paste 1: 90 lines]")
+        await person.types(" end")
+        await person.presses("enter")
+        await person.sees("An answer is being made")
+        await person.until(lambda: prompt.text == "[paste 1: 90 lines] end")
+        assert prompt.whole_text == f"{long} end"
+        prompt.empty()
+        prompt.insert("since")
+        prompt.give_back(f"{long} end")
+        assert prompt.text == "[paste 1: 90 lines] end\nsince"
+        assert prompt.whole_text == f"{long} end\nsince"
+        prompt.give_back("older")
+        assert prompt.whole_text == f"older\n{long} end\nsince"
+
+
 async def test_blanks_are_not_sent(sit_down):
     """Guards Enter pressed by accident."""
     async with sit_down() as person:

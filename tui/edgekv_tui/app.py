@@ -140,7 +140,11 @@ class ChatApp(App[int]):
         """Offer what there is; one key begins with it."""
         found = await asyncio.to_thread(found_models, self.session.config)
         models = self.session.config.data_dir / "models"
-        hint = f"Enter: begin with it · Esc: back · or put a GGUF file into {models}, or: edgekv chat --model PATH"
+        hint = (
+            "Enter: begin with it · Esc: back · or: edgekv chat --model PATH\n"
+            f"or put a GGUF file into {models}\n"
+            "and choose it here: Esc, Ctrl+P, Use another model"
+        )
         rows = [f"{size(model.size):>9}  {model.name}  [{model.source}]" for model in found]
         chosen = await self.push_screen_wait(Choose(problem, rows or ["no GGUF file was found"], hint=hint))
         if chosen is not None and found:

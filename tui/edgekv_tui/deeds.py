@@ -15,7 +15,7 @@ from textual.app import SuspendNotSupported
 
 from edgekv import ConversationError, EdgeKVError, TemplateError, read_foreign
 from edgekv.conversation.linefile import read_lines, write_lines
-from edgekv_tui.details import detail_rows, given_up_rows
+from edgekv_tui.details import detail_rows, given_up_rows, making_rows
 from edgekv_tui.editor import edit
 from edgekv_tui.screens.dialogs import Ask, Choose, Confirm
 from edgekv_tui.screens.find import Find
@@ -105,17 +105,23 @@ class Deeds:
             await self._screen.show(self._screen.chat)
 
     async def details(self) -> None:
-        """Of the last answer."""
-        self.show_details(len(self._screen.chat.history()) - 1)
+        """Of the last answer, or of the one that is being made."""
+        chat = self._screen.chat
+        making = chat.answering if chat.is_answering else None
+        self.show_details(len(chat.history()) - 1 if making is None else making.turn)
 
     def show_details(self, number: int) -> None:
         """Of the answer of turn `number`."""
-        turns = self._screen.chat.history()
-        if not 0 <= number < len(turns):
+        chat, turns = self._screen.chat, self._screen.chat.history()
+        making = chat.answering if chat.is_answering else None
+        if making is not None and making.turn == number:
+            user, rows = making.user, list(making_rows(making))
+        elif 0 <= number < len(turns):
+            turn = turns[number]
+            user, rows = turn.user, list(detail_rows(turns[: number + 1], chat.results.get(turn.id)))
+        else:
             raise ConversationError("there is no answer yet")
-        turn = turns[number]
-        rows = list(detail_rows(turns[: number + 1], self._screen.chat.results.get(turn.id)))
-        self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(turn.user, 50)}", rows))
+        self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(user, 50)}", rows))
 
     async def copy(self) -> None:
         """The last answer."""

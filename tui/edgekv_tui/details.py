@@ -5,15 +5,16 @@ Knows results, turns and moves; measures nothing itself.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
+from edgekv_tui.moves import runs_of
 from edgekv_tui.text import one_line, seconds, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgekv import ConversationInfo, Move, Result, Turn
+    from edgekv_tui.answering import Answering
 
 Row = tuple[str, str]
 MOST_TURNS = 8
@@ -33,8 +34,15 @@ _EXACTNESS = {
 def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
     """All about the answer of the last turn of `path`; `result` is there for answers of this run."""
     turn = path[-1]
-    yield "exactness", _EXACTNESS[turn.exactness]
-    yield "ended", _ENDED.get(turn.finish_reason or "", "there is no answer yet")
+    if turn.state == "damaged":
+        yield "answer", "cannot be read: the record of this turn is damaged, and nothing else of it is known"
+        return
+    if turn.state == "pending" and result is None:  # its other fields are defaults, not facts
+        yield "answer", "there is none; if this is the last message, Ctrl+R answers it"
+        return
+    if turn.answer_ids:
+        yield "exactness", _EXACTNESS[turn.exactness]
+    yield "ended", _ENDED.get(turn.finish_reason or "", "not known")
     yield "message", f"{len(turn.prompt_ids):,} tokens"
     yield "answer", f"{len(turn.answer_ids):,} tokens"
     if result is not None:
@@ -47,14 +55,29 @@ def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
         yield name.replace("_", " "), "new each time" if value is None else f"{value:g}"
 
 
+def making_rows(answering: Answering) -> Iterator[Row]:
+    """What is known of an answer that is being made, at this moment."""
+    yield "answer", "is being stopped" if answering.is_stopping else "is being made"
+    progress = answering.progress
+    if progress is not None:
+        yield "read", f"{progress.done:,} of {progress.total:,} tokens"
+        yield "reused", f"{progress.reused:,} of them did not have to be computed again"
+    yield "written", f"{answering.num_tokens:,} tokens so far"
+    if answering.num_tokens > answering.first_tokens:
+        yield "speed", f"{answering.tokens_per_s:,.1f} tokens/s so far"
+    yield "exactness", "known when it has ended"
+
+
 def _of_this_run(result: Result) -> Iterator[Row]:
     usage, timings, attention, cache = result.usage, result.timings, result.attention, result.cache
     yield "Reading", ""
     yield "context", f"{usage.prompt_tokens:,} tokens"
     yield "reused", f"{usage.reused_tokens:,} of them did not have to be computed again"
-    yield "first token", f"after {seconds(timings.ttft_s)}"
+    if usage.completion_tokens:
+        yield "first token", f"after {seconds(timings.ttft_s)}"
     yield "reading", f"{timings.prefill_tokens_per_s:,.0f} tokens/s"
-    yield "writing", f"{timings.decode_tokens_per_s:,.1f} tokens/s"
+    if usage.completion_tokens > 1:  # there is no speed of a single token
+        yield "writing", f"{timings.decode_tokens_per_s:,.1f} tokens/s"
     yield "Attention", ""
     if attention.mean_tokens:
         yield "attended", f"{attention.mean_tokens:,.0f} tokens per layer and step, on average"
@@ -116,11 +139,8 @@ def given_up_rows(moves: Sequence[Move], infos: Sequence[ConversationInfo]) -> I
     if not lost:
         yield "nothing", "every conversation's KV is there, as far as it was written"
     yield "In this run", ""
-    for move in reversed(moves):
-        at = time.strftime("%H:%M:%S", time.localtime(move.at))
-        yield (
-            at,
-            f"{move.kind} {move.num_tokens:,} tokens of {move.name or 'another conversation'}: {move.why}",
-        )
+    for run in reversed(runs_of(moves)):
+        whose = run.name or "another conversation"
+        yield run.when, f"{run.kind} {run.num_tokens:,} tokens{run.times} of {whose}: {run.why}"
     if not moves:
         yield "nothing", "no limit was reached"

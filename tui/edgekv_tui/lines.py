@@ -5,24 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgekv import Result, Turn
+    from edgekv import PrefillProgress, Result, Turn
 
 
 def detail_line(result: Result) -> str:
     """One line about an answer: exactness, tokens, speed, wait, reuse."""
-    usage, timings = result.usage, result.timings
-    return (
-        f"[{result.exactness}; {usage.completion_tokens:,} tokens at {timings.decode_tokens_per_s:.1f}/s; "
-        f"first after {timings.ttft_s:.2f} s; {usage.reused_tokens:,} of {usage.prompt_tokens:,} reused]"
-    )
+    usage = result.usage
+    return f"[{made_line(result)}; {usage.reused_tokens:,} of {usage.prompt_tokens:,} reused]"
 
 
-def restored_line(reused: int, total: int, seconds: float) -> str:
-    """One line after reopening. `total` are the conversation's tokens before the new message."""
-    restored = min(reused, total)
-    line = f"{restored:,} of {total:,} tokens restored in {seconds:.1f} s"
-    # Fewer than 16 tokens are an unfinished leaf, computed again by design; more were lost.
-    return line if total - restored < 16 else line + "; the rest is computed again (evicted or damaged)"
+def made_line(result: Result) -> str:
+    """Exactness, tokens, speed and wait, of those that there are: without a token there is none of them."""
+    count, timings = result.usage.completion_tokens, result.timings
+    if count == 0:
+        return "stopped before the first token" if result.finish_reason == "cancelled" else "no token came"
+    speed = f" at {timings.decode_tokens_per_s:.1f}/s" if count > 1 else ""
+    tokens = f"{count:,} token{'s' if count > 1 else ''}{speed}"
+    return f"{result.exactness}; {tokens}; first after {timings.ttft_s:.2f} s"
+
+
+def restored_line(progress: PrefillProgress, reopened: int, seconds: float) -> str:
+    """One line after reopening; `reopened` are the conversation's tokens before the new message.
+
+    No reason for what is missing: it may have been given up, damaged, or never computed (imported, stopped,
+    killed). Where the runtime knows, a notice says it. An answer that is made again is not needed, nor counted.
+    """
+    total = min(reopened, progress.total)
+    return f"{min(progress.reused, total):,} of {total:,} tokens restored in {seconds:.1f} s"
 
 
 def pending_line(turn: Turn) -> str:

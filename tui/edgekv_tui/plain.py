@@ -150,7 +150,7 @@ class PlainChat:
     def _tell_restored(self, progress: PrefillProgress, seconds: float) -> None:
         """Once after reopening: how much of the conversation did not have to be computed again."""
         if self._reopened_tokens:
-            _say(restored_line(progress.reused, self._reopened_tokens, seconds))
+            _say(restored_line(progress, self._reopened_tokens, seconds))
             self._reopened_tokens = 0
 
     def _enter(self, conversation: Conversation) -> None:

@@ -159,6 +159,7 @@ class Session:
         self.num_opens = 0
         self._opener = opener
         self._closing = asyncio.Lock()
+        self._has_failed = False
         self._runtime: Runtime | None = None
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
@@ -171,10 +172,17 @@ class Session:
         return self._runtime is not None
 
     @property
+    def why_closed(self) -> str:
+        """What there is to know, and to do, where `is_open` is not so."""
+        if self._has_failed:
+            return "no model is loaded; Ctrl+P: Use another model, or Load the model again"
+        return "the model is still being loaded; wait a moment"
+
+    @property
     def runtime(self) -> Runtime:
         """The Runtime. ConversationError before it is open."""
         if self._runtime is None:
-            raise ConversationError("the model is not loaded yet; wait a moment")
+            raise ConversationError(self.why_closed)
         return self._runtime
 
     @property
@@ -184,9 +192,14 @@ class Session:
 
     async def open(self, passphrase: Callable[[str], str]) -> None:
         """Load the model; `passphrase` answers questions, in a thread. Raises what `Runtime` raises."""
-        self._runtime = await asyncio.to_thread(
-            self._opener, config=self.config, durable=self.durable, passphrase=passphrase
-        )
+        self._has_failed = False
+        try:
+            self._runtime = await asyncio.to_thread(
+                self._opener, config=self.config, durable=self.durable, passphrase=passphrase
+            )
+        except EdgeKVError:
+            self._has_failed = True
+            raise
         self.num_opens += 1
         self.model_name = self._runtime.stats().model
 

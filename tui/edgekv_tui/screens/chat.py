@@ -175,7 +175,7 @@ class ChatScreen(Screen[None]):
 
     def _submit(self, text: str) -> None:
         if not self.session.is_open:
-            self.notify("The model is still being loaded; nothing was sent.", severity="warning")
+            self.notify(f"{self.session.why_closed} (nothing was sent)", severity="warning")
             self.query_one(Prompt).give_back(text)
             return
         turn, self._editing = self._editing, None
@@ -237,7 +237,7 @@ class ChatScreen(Screen[None]):
         status = self.query_one(Status)
         if answering.progress is not None and self.chat.reopened_tokens:
             waited = asyncio.get_running_loop().time() - answering.began
-            view.remark(restored_line(answering.progress.reused, self.chat.reopened_tokens, waited))
+            view.remark(restored_line(answering.progress, self.chat.reopened_tokens, waited))
             self.chat.reopened_tokens = 0
         if not answering.has_ended:
             await view.grow(answering.text)

@@ -5,13 +5,14 @@ Knows how to draw snapshots; asks for them twice a second while it is on the scr
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from textual.content import Content
 from textual.widgets import Static
 
 from edgekv import EdgeKVError
+from edgekv_tui.lines import made_line
+from edgekv_tui.moves import runs_of
 from edgekv_tui.text import bar, one_line, size
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def _budget(result: Result | None, width: int) -> Iterator[Part]:
     if result is None:
         yield ("none in this run yet\n", "$text-muted")
         return
+    if not result.usage.completion_tokens:  # then there was no step either
+        yield made_line(result) + "\n"
+        return
     context = result.usage.prompt_tokens + result.usage.completion_tokens
     attended = result.attention.mean_tokens or context
     kept = result.attention.mass_kept
@@ -121,13 +125,14 @@ def _budget(result: Result | None, width: int) -> Iterator[Part]:
     yield (bar(attended, context, max(8, width)), "$accent on $panel")
     yield f"\neach step read {attended:,.0f} of {context:,} tokens\n"
     timings = result.timings
-    yield f"{timings.decode_tokens_per_s:,.1f} tokens/s · first after {timings.ttft_s:.2f} s\n"
+    speed = f"{timings.decode_tokens_per_s:,.1f} tokens/s · " if result.usage.completion_tokens > 1 else ""
+    yield f"{speed}first after {timings.ttft_s:.2f} s\n"
 
 
 def _moves(moves: Sequence[Move], width: int) -> Iterator[Part]:
     yield _heading("Moved lately")
     if not moves:
         yield ("nothing had to give way\n", "$text-muted")
-    for move in reversed(moves[-MOST_MOVES:]):
-        line = f"{time.strftime('%H:%M:%S', time.localtime(move.at))} {move.kind} {move.num_tokens:,}"
-        yield one_line(f"{line} · {move.name or 'another'} · {move.why}", max(20, width)) + "\n"
+    for run in reversed(runs_of(moves)[-MOST_MOVES:]):
+        line = f"{run.last} {run.kind} {run.num_tokens:,}{run.times}"
+        yield one_line(f"{line} · {run.name or 'another'} · {run.why}", max(20, width)) + "\n"

@@ -52,6 +52,7 @@ class Prompt(TextArea):
         }
         self._submit = submit
         self._folded: dict[str, str] = {}
+        self._submitted = ("", "", self._folded)
         self._num_pastes = 0
         self._said: Sequence[str] = ()
         self._at: int | None = None
@@ -80,6 +81,7 @@ class Prompt(TextArea):
         """Send it, unless there is nothing but blanks. What is typed from now on is the next message."""
         text = self.whole_text.strip()
         if text:
+            self._submitted = (text, self.text, dict(self._folded))
             self.empty()
             self._submit(text)
 
@@ -88,9 +90,15 @@ class Prompt(TextArea):
         self.insert("\n")
 
     def give_back(self, text: str) -> None:
-        """Put `text`, which could not be sent, in front of what was written since."""
-        since = self.whole_text
-        self.replace_all(f"{text}\n{since}" if since else text)
+        """Put `text`, which could not be sent, in front of what was written since, and both as they were folded."""
+        submitted, as_it_was, folded = self._submitted
+        since, kept = self.text, dict(self._folded)
+        if text != submitted:  # another was submitted since: how this one looked is not known any more
+            as_it_was, folded = text, {}
+        self.load_text(f"{as_it_was}\n{since}" if since else as_it_was)
+        self._folded = folded | kept  # a mark's number is given once
+        self._at = None
+        self.move_cursor(self.document.end)
 
     def empty(self) -> None:
         """Begin anew."""

@@ -96,7 +96,8 @@ class TurnView(VerticalGroup, can_focus=True):
         self.result = result
         await self.grow(shown(result.text))
         mark = {"cancelled": "[stopped] ", "length": "[longest answer reached] ", "context": "[window full] "}
-        self.remark(mark.get(result.finish_reason, "") + detail_line(result).strip("[]"))
+        detail = detail_line(result).strip("[]").removeprefix("stopped ")  # the mark says that
+        self.remark(mark.get(result.finish_reason, "") + detail)
         if branch:
             self.remark(branch)
 
