@@ -293,11 +293,17 @@ class Runtime:
             self._worker.call(lambda engine: engine.load())
 
     def close(self) -> None:
-        """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing."""
-        with translated():
-            self._closer()
-        self._raw = None
-        self._conversations.clear()  # they know the tokenizer and the template
+        """Stop what runs (its partial answer is kept), flush, free all memory. Again: nothing.
+
+        What the disk refused is tried once more. Raises StoreError, when all is closed, for turns that it refuses
+        still, or KV that could not be written.
+        """
+        try:
+            with translated():
+                self._closer()
+        finally:
+            self._raw = None
+            self._conversations.clear()  # they know the tokenizer and the template
 
     def __enter__(self) -> Self:
         return self

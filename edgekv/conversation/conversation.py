@@ -152,6 +152,7 @@ class Conversation:
                     self._tree.take_back(new)
                     raise
                 self._tree.head = new[-1].id
+                self._journal.settle()  # what is owed still was told, and the next answer says it again
 
     def cancel(self) -> None:
         """Stop the answer being made, if any; what is there of it is kept."""
@@ -335,12 +336,15 @@ class Conversation:
         return dataclasses.replace(result, notices=(*result.notices, *told))
 
     def _save(self, turn_id: int) -> list[str]:
-        """Journal one turn; returns what to tell the user if the disk refused."""
+        """Journal one turn, then what the disk refused before; returns what to tell the user if it refuses."""
+        path = self._tree.path(turn_id)
         try:
-            self._journal.save(self._tree.path(turn_id))
+            self._journal.save(path)
         except StoreError as error:
+            self._journal.owe(path)
             return [f"this turn is in memory only: {error}"]
-        return []
+        why = self._journal.settle()
+        return [] if why is None else [f"earlier turns are in memory only: {why}"]
 
     def _check_continuable(self) -> None:
         self._executor.check_usable()

@@ -48,6 +48,14 @@ class Journal(Protocol):
         """Keep the last turn of `path`, make it the head; earlier ones not kept yet are added, all or none."""
         ...
 
+    def owe(self, path: list[Turn]) -> None:
+        """`save` was refused and the turns stay: `settle` keeps them, the last one as the head."""
+        ...
+
+    def settle(self) -> str | None:
+        """Try again what is owed; why some of it still is, None when all is kept."""
+        ...
+
     def save_head(self, turn_id: int | None) -> None:
         """Remember which branch is current."""
         ...
@@ -61,6 +69,13 @@ class PrivateJournal:
 
     def save(self, path: list[Turn]) -> None:
         """Memory only."""
+
+    def owe(self, path: list[Turn]) -> None:
+        """Nothing is ever owed."""
+
+    def settle(self) -> str | None:
+        """None."""
+        return None
 
     def save_head(self, turn_id: int | None) -> None:
         """Memory only."""

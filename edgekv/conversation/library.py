@@ -18,7 +18,7 @@ import msgspec
 
 from edgekv.conversation.journal import Identity, Meta, decode_meta, translated
 from edgekv.conversation.transcript import TranscriptJournal, not_replaced
-from edgekv.errors import ConversationError
+from edgekv.errors import ConversationError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -61,6 +61,7 @@ class Library:
         self._data_dir = data_dir
         self.keys = keys
         self._notices: list[str] = []
+        self._owing: set[TranscriptJournal] = set()  # with turns that the disk refused
         with translated():
             self._transcripts: Transcripts = Transcripts.open(data_dir, keys)
             try:
@@ -127,10 +128,14 @@ class Library:
     ) -> TranscriptJournal:
         """Where the turns of the existing conversation `name` are kept; `read_only` skips damaged ones.
 
-        `rebuild` puts damaged turns together again where it can.
+        `rebuild` puts damaged turns together again where it can. What the disk refused of it is tried again first.
         """
         row = self.require(name)
-        return TranscriptJournal(self._transcripts, row, read_only=read_only, rebuild=rebuild)
+        for journal in self._owing_of(row.id):
+            journal.settle()
+        return TranscriptJournal(
+            self._transcripts, row, read_only=read_only, rebuild=rebuild, owing=self._owing
+        )
 
     def require(self, name: str) -> ConversationRow:
         """The row of `name`; ConversationError if there is none."""
@@ -160,6 +165,7 @@ class Library:
         Delete the KV next and call `end_forgetting`: whoever dies in between finds it done at the next start.
         """
         row = self.require(name)
+        self._owing.difference_update(self._owing_of(row.id))
         if self.keys is not None:
             with translated():
                 self.keys.destroy(row.sequence_id)
@@ -181,8 +187,15 @@ class Library:
         return left
 
     def close(self) -> None:
-        """Close the file; the directory's lock stays with its owner."""
-        self._transcripts.close()
+        """Close the file, once what the disk refused was tried again; the directory's lock stays with its owner.
+
+        Raises StoreError, when it is closed, where turns were in memory only and are lost now.
+        """
+        try:
+            if self._data_dir.is_own_process:
+                self._settle()
+        finally:
+            self._transcripts.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,6 +204,21 @@ class Library:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _settle(self) -> None:
+        reasons = [why for journal in tuple(self._owing) if (why := journal.settle()) is not None]
+        if not reasons:
+            return
+        num_turns = sum(journal.num_owed for journal in self._owing)
+        ids = {journal.conversation_id for journal in self._owing}
+        with translated():
+            names = [repr(row.name) for row in self._transcripts.conversations() if row.id in ids]
+        raise StoreError(
+            f"{num_turns} turn(s) of {', '.join(names)} were in memory only and are lost now: {reasons[0]}"
+        )
+
+    def _owing_of(self, conversation_id: int) -> list[TranscriptJournal]:
+        return [journal for journal in tuple(self._owing) if journal.conversation_id == conversation_id]
 
     def _row(self, name: str) -> ConversationRow | None:
         with translated():

@@ -104,11 +104,13 @@ def rebuild_of(worker: EngineThread, identity: Identity) -> Rebuild | None:
 
 
 def close_files(library: Library | None, data_dir: DataDir | None) -> None:
-    """Close what `open_files` opened."""
-    if library is not None:
-        library.close()
-    if data_dir is not None:
-        data_dir.close()
+    """Close what `open_files` opened. Raises StoreError, when all is closed, where turns are lost with it."""
+    try:
+        if library is not None:
+            library.close()
+    finally:
+        if data_dir is not None:
+            data_dir.close()
 
 
 def close_all(worker: EngineThread, library: Library | None, data_dir: DataDir | None) -> None:

@@ -1,13 +1,15 @@
 """The turns of one conversation as rows of the transcripts: loaded, saved, damaged ones told and replaced.
 
 A damaged row is never written over. What was rebuilt of it goes to a fresh row that names the one it stands for,
-when the person goes on. Knows rows and blobs; not how a turn is rebuilt.
+when the person goes on. What the disk refused is owed: a turn without a row, or with one that is out of date. Knows
+rows and blobs; not how a turn is rebuilt.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,14 +36,32 @@ class TranscriptJournal:
         *,
         read_only: bool = False,
         rebuild: Rebuild | None = None,
+        owing: set[TranscriptJournal] | None = None,
     ) -> None:
-        """`read_only`: damaged turns that cannot be rebuilt become placeholders instead of an error."""
+        """`read_only`: damaged turns that cannot be rebuilt become placeholders instead of an error.
+
+        `owing` holds this journal as long as it owes turns, so that whoever closes the file can try once more.
+        """
         self._transcripts = transcripts
         self._read_only = read_only
         self._rebuild = rebuild
         self._conversation = conversation
         self._rows: dict[int, int] = {}
         self._not_kept: list[Turn] = []  # rebuilt, and in no row of their own yet
+        self._owed: dict[int, Turn] = {}
+        self._owed_head: int | None = None  # an owed turn without a row: the head once it has one
+        self._owing = set() if owing is None else owing
+        self._lock = threading.RLock()  # who closes the file settles too
+
+    @property
+    def conversation_id(self) -> int:
+        """Of its row in the transcripts."""
+        return self._conversation.id
+
+    @property
+    def num_owed(self) -> int:
+        """Turns whose newest form is in memory only."""
+        return len(self._owed)
 
     def load(self, tree: TurnTree) -> None:
         """Fill an empty tree. Raises StoreError naming the turn if one is lost, but for `read_only`."""
@@ -98,21 +118,60 @@ class TranscriptJournal:
         )
 
     def save(self, path: list[Turn]) -> None:
-        """Keep the last turn of `path`, make it the head; earlier ones not kept yet are added, all or none."""
-        with translated():
+        """Keep the last turn of `path`, make it the head; earlier ones not kept yet are added, all or none.
+
+        Raises StoreError where the disk refuses; then `owe` them if they stay. What is owed already waits for
+        `settle`: an old row that cannot be written must not stop a new turn.
+        """
+        with self._lock, translated():
             self._keep_rebuilt()
             if path[-1].id in self._rows:
-                self._transcripts.update_turn(self._rows[path[-1].id], encode_turn(path[-1]))
+                self._update(path[-1])
             else:
                 self._append([turn for turn in path if turn.id not in self._rows])
 
+    def owe(self, path: list[Turn]) -> None:
+        """See Journal."""
+        with self._lock:
+            rebuilt = {turn.id for turn in self._not_kept}
+            new = [turn for turn in path if turn.id not in self._rows and turn.id not in rebuilt]
+            self._owed |= {turn.id: turn for turn in (*new, path[-1])}
+            if path[-1].id not in self._rows:
+                self._owed_head = path[-1].id
+            self._owing.add(self)
+
+    def settle(self) -> str | None:
+        """See Journal. Each turn by itself: one that is refused for ever does not stop the others."""
+        why = None
+        with self._lock:
+            for turn_id in sorted(self._owed):  # parents come before their children
+                try:
+                    with translated():
+                        self._keep_rebuilt()
+                        self._keep_owed(self._owed[turn_id])
+                except StoreError as error:
+                    why = str(error)
+            if not self._owed:
+                self._owing.discard(self)
+        return why
+
+    def _keep_owed(self, turn: Turn) -> None:
+        if turn.id in self._rows:
+            self._update(turn)
+        elif turn.parent is None or turn.parent in self._rows:  # or the parent was refused, and said why
+            self._append([turn], head=turn.id == self._owed_head)
+
     def save_head(self, turn_id: int | None) -> None:
-        """Remember which branch is current."""
-        with translated():
+        """Remember which branch is current. Raises StoreError where the disk refuses that, or the turn itself."""
+        with self._lock, translated():
             self._keep_rebuilt()
+            why = self.settle()
+            if turn_id in self._owed and turn_id not in self._rows:
+                raise StoreError(f"this branch is in memory only: {why}")
             self._transcripts.set_head(
                 self._conversation.id, None if turn_id is None else self._rows.get(turn_id)
             )
+            self._owed_head = None
 
     def _keep_rebuilt(self) -> None:
         """Rows for what was rebuilt; parents come before their children."""
@@ -121,11 +180,20 @@ class TranscriptJournal:
             del self._not_kept[0]
 
     def _append(self, turns: list[Turn], *, head: bool = True) -> None:
-        """Rows for turns of which each is the parent of the next."""
+        """Rows for turns of which each is the parent of the next; with `head` the last one is the head."""
         parent = None if turns[0].parent is None else self._rows[turns[0].parent]
         blobs = [encode_turn(turn) for turn in turns]
         rows = self._transcripts.append_turns(self._conversation.id, parent, blobs, head=head)
         self._rows.update(zip((turn.id for turn in turns), rows, strict=True))
+        for turn in turns:
+            self._owed.pop(turn.id, None)
+        if head:
+            self._owed_head = None
+
+    def _update(self, turn: Turn) -> None:
+        """Into the row it has."""
+        self._transcripts.update_turn(self._rows[turn.id], encode_turn(turn))
+        self._owed.pop(turn.id, None)
 
 
 def _stand_ins(turns: Iterable[Turn]) -> dict[int, Turn]:

@@ -132,9 +132,15 @@ class ChatApp(App[int]):
         if chat.conversation is not None and not chat.private:
             self._name = chat.name  # and not another that was used since
         self.chat_screen.say("closing…")
-        await self.session.close()
+        lost = None
+        try:
+            await self.session.close()
+        except EdgeKVError as error:
+            lost = str(error)
         self.chat_screen.say("loading the model…")
         await self._open()
+        if lost is not None:
+            self.chat_screen.say(lost, is_alert=True)
 
     async def _choose_model(self, problem: str) -> None:
         """Offer what there is; one key begins with it."""
