@@ -41,7 +41,8 @@ PROMOTED_STEPS = 16  # leaves kept of so many steps' choices, if there is room: 
 SAMPLE_QUERIES = 32  # of a block, evenly spaced: they choose for all
 SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier: they hardly differ
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
-AWAY_WEIGHT = 0.15  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
+SCAN_AWAY = 256  # tokens between two scans of a layer there
+AWAY_WEIGHT = 0.1  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 
 
@@ -268,7 +269,12 @@ class SelectedAttention:
             if choosing is None:
                 return None
             if self._residency.promotion.promoted.is_partial:
-                choosing = replace(choosing, period=max(choosing.period, PERIOD_AWAY), away=AWAY_WEIGHT)
+                choosing = replace(
+                    choosing,
+                    period=max(choosing.period, PERIOD_AWAY),
+                    scan_period=max(choosing.scan_period, SCAN_AWAY),
+                    away=AWAY_WEIGHT,
+                )
         return kernels.TokenPass(
             pool=this.pool,
             where=this.where,
