@@ -257,7 +257,7 @@ class SelectedAttention:
             num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
             at_once=budget.num_columns,
             num_missing=-in_tail % LEAF_TOKENS,
-            turns=self._layout.turns(tail, start + count),
+            turns=self._layout.turns(tail, start + count, stays=count <= FEW_TOKENS),
         )
 
     def _token_pass(self, this: _Pass) -> kernels.TokenPass | None:

@@ -58,6 +58,15 @@ def test_what_was_said_in_a_row_stays_so():
     assert int(seen[0]) < 8192 // 2, "a passkey in the sink was missed behind all others"
 
 
+def test_a_block_needs_no_room_for_an_answer():
+    """Guards a long text's perplexity: with room for an answer, 1,024 tokens less kept their distance."""
+    turns = VirtualLayout(ROPE, 8192).turns(2047, 32_768, stays=False)
+    moved = turns.rows[turns.of, 0].long()
+    assert int(moved.nonzero().max()) * 16 == 32_768 - 8192 + 16
+    far = 32_768 - (torch.arange(1, 1000) * 16 - moved[1:1000])
+    assert (int(far.min()), int(far.max())) == (2064, 4096)
+
+
 def test_a_turn_sees_one_layout():
     """Guards kv-path's promise, the speed of decoding (a table is made once), and that an answer depends on its own
     prompt only, not on what was asked before.
