@@ -2,12 +2,14 @@
 
 One sequence grows from context to context; after each timed run it is cut back and ends otherwise. Everything lies
 in the device pool, unless `--device-budget` is given: then the limits hold, and what they do not take lies on disk.
+How much of the speed at a short context is left at a longer one is told by runs in turn with a second engine that
+holds the short one: machines change their speed within minutes.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ from edgekv.bench.inside import tier_bytes
 from edgekv.bench.setting import generate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from edgekv.bench.peer import LlamaCpp
     from edgekv.bench.report import Labels, Row
@@ -56,6 +58,17 @@ class _Ours:
         result = generate(self.engine, ids, NUM_TOKENS, durable=self.durable)
         self.uses.append(result.attention)
         return result.timings.decode_tokens_per_s
+
+
+@contextmanager
+def _engine(setting: Setting, num_tokens: int) -> Iterator[Engine]:
+    """With room for so many tokens, or under the limits that were given."""
+    if setting.config.device_budget is None:
+        with setting.engine(setting.roomy(num_tokens)) as engine:
+            yield engine
+    else:
+        with setting.scratch() as folder, setting.engine(setting.config, folder / "store") as engine:
+            yield engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +110,13 @@ def measure(
     compared = max((context for context in contexts if context <= peer_context), default=0)
     num_cells = compared + NUM_TOKENS + COMPUTED if compared else 0
     rows: list[Row] = []
+    base = KEPT_FROM if KEPT_FROM in contexts else contexts[0]
     with ExitStack() as stack:
         is_limited = setting.config.device_budget is not None
-        config = setting.config if is_limited else setting.roomy(longest)
-        store = stack.enter_context(setting.scratch()) / "store" if is_limited else None
-        engine = stack.enter_context(setting.engine(config, store))
+        engine = stack.enter_context(_engine(setting, longest))
         peer = stack.enter_context(setting.peer(num_cells, num_sequences=SEQUENCES))
         filling = None if peer is None else Filling(peer, text.ids)
+        short: _Ours | None = None
         for context in contexts:
             ours = _Ours(engine, text.take(context), durable=is_limited)
             theirs = None
@@ -116,7 +129,15 @@ def measure(
             rows += _rows(setting, labels, context, figures, ours.uses[1:], machine)
             if is_limited:
                 rows += _tier_rows(labels, engine)
-    return rows + _kept(rows)
+            if context > base:
+                if short is None:
+                    beside = stack.enter_context(_engine(setting, base + NUM_TOKENS))
+                    short = _Ours(beside, text.take(base), durable=is_limited)
+                    short()
+                kept = [long / brief for long, brief in zip(*alternate(runs, ours, short), strict=True)]
+                unit = f"of that at {base:,}"
+                rows.append(labels.measured("decode_speed_kept", unit, kept, better="higher"))
+    return rows
 
 
 def _rows(
@@ -146,13 +167,4 @@ def _tier_rows(labels: Labels, engine: Engine) -> list[Row]:
         labels.row(f"{tier}_{what}_bytes", "bytes", ours=size)
         for tier, sizes in tier_bytes(engine).items()
         for what, size in sizes.items()
-    ]
-
-
-def _kept(rows: Sequence[Row]) -> list[Row]:
-    """Of our speed at 2,048 tokens (or at the shortest context), what is left at each longer one."""
-    rates = [row for row in rows if row.metric == "decode_tokens_per_s"]
-    base = next((row for row in rates if row.context == KEPT_FROM), rates[0])
-    return [
-        row.share_of(base, "decode_speed_kept") for row in rates if (row.context or 0) > (base.context or 0)
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.models.linear import Linear, weight_bytes
-from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, SCAN_EVERY, search_period
+from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, scan_period, search_period
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ def index_bytes_read(setting: Setting, context: int) -> int:
         case "cascade":
             every = search_period(columns)
             ranked = min(columns, MAX_CANDIDATES) / every + min(columns, KEPT) * (1 - 1 / every)
-            ranked += columns / SCAN_EVERY if columns > MAX_CANDIDATES else 0
+            ranked += columns / scan_period(columns) if columns > MAX_CANDIDATES else 0
             layer = int(ranked * keys)
         case "leoam":
             layer = columns // _CHUNK_COLUMNS * node

@@ -45,8 +45,9 @@ class Directory:
         capacity = self._device.shape[1]
         if num_columns > capacity:
             extra = np.full((self.num_layers, max(capacity, num_columns - capacity)), ABSENT, dtype=np.int32)
-            self._device = np.concatenate([self._device, extra], axis=1)
+            device = np.concatenate([self._device, extra], axis=1)
             self._host = np.concatenate([self._host, extra], axis=1)
+            self._device = device  # last: its width is what counts as there
         self.places.extend([None] * (num_columns - self.num_columns))
         self.num_columns = num_columns
         self.version += 1

@@ -267,7 +267,8 @@ class Engine:
                 return None
             hidden = self._advance(turn)
         assert hidden is not None
-        return self._runner.logits(hidden[-1:])[0]
+        last = hidden if len(hidden) == 1 else hidden[-1:]
+        return self._runner.logits(last).view(-1)
 
     def _result(self, turn: Turn, reason: FinishReason) -> Result:
         answer, prompt = turn.answer, len(turn.request.token_ids)

@@ -133,7 +133,6 @@ class ExactAttention:
             if len(lies_there):
                 host = self._tensor(directory.host[:, lies_there])
             where = self._tensor(self._where(directory))
-        self._owner = sequence
         self._layout = _Layout(
             version=directory.version,
             device=self._tensor(directory.device[:, present]),
@@ -143,6 +142,7 @@ class ExactAttention:
             first_tail=first_tail,
             ends_in_tail=int(np.searchsorted(present, first_tail)),
         )
+        self._owner = sequence
         return self._layout
 
     def _where(self, directory: Directory) -> Slots:

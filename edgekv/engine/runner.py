@@ -5,7 +5,6 @@ Knows tokens and positions. What the decoder's `attend` does is `exact.py` or `s
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -83,11 +82,7 @@ class Runner:
         method = self.selected if selects else self._exact
         assert method is not None
         attend = method.begin(sequence, count, arrivals)
-        device = self.decoder.device
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=device)
-        positions = torch.arange(start, start + count, device=device)
-        with self.residency.promotion.reading_ahead(sequence) if selects and count == 1 else nullcontext():
-            hidden = self.decoder.forward(ids, positions, attend)
+        hidden = self.decoder.forward(token_ids, start, attend)
         if selects:
             assert self.selected is not None
             self.selected.end()

@@ -1,7 +1,8 @@
 """What share of attention a step's choice keeps: measured now and then, where no kernel measures it.
 
-Passes that the kernels follow through all layers (`TokenPass`) measure it whenever a layer ranks all columns; for
-the others a layer's low-bit keys are scored for it. Knows estimates; attends to nothing.
+Passes that the kernels follow through all layers (`TokenPass`) measure it whenever a layer ranks all columns, and
+where a policy weighs all columns for a question, every layer tells it. For other policies the low-bit keys of a few
+layers are scored. Knows estimates; attends to nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-
-import edgekv_kernels as kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,23 +36,13 @@ class KeptMass:
         every = min(SAMPLE_LAYERS, num_layers)
         return range(self._num_samples % every, num_layers, every)
 
-    def weigh(
-        self,
-        q: Tensor,
-        keys: Tensor,
-        choice: range,
-        chosen: Tensor,
-        around: Tensor,
-        scale: float,
-        turns: kernels.Turns | None,
-    ) -> None:
-        """Add the share of attention of the last of `q` `[T, Hq, D]` that falls on `chosen` and `around`.
+    def note(self, mass: Tensor, chosen: Tensor) -> None:
+        """Add a layer's share of attention that falls on what is attended to.
 
-        Of the attention to all of `choice` and `around`, columns whose low-bit keys are `keys`.
+        mass: float32 `[n]`, shares of the columns to choose from; `chosen`: which of these are attended to. What
+        they lack to 1 falls on columns that are attended anyway.
         """
-        mass = kernels.score_among(q[-1:].cpu(), keys, None, around, choice.start, choice.stop, scale, turns)
-        lost = float(mass.sum() - mass[chosen.long() - choice.start].sum())
-        self.measured += torch.tensor([1 - lost / q.shape[1], 1.0])
+        self.measured += torch.tensor([1 - float(mass.sum() - mass[chosen].sum()), 1.0])
 
     def take(self) -> float | None:
         """Mean share since the last call; None where none was measured."""

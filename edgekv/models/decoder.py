@@ -7,7 +7,7 @@ stores this layer's new keys and values and returns the attention output (house 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,14 +53,15 @@ class Decoder:
     rope: Rope
     device: torch.device
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states `[T, hidden]` float32 of `token_ids` int64 `[T]` at `positions` int64 `[T]`."""
-        hidden = self.embedding.rows(token_ids)
-        cos, sin = self.rope.rows(positions)
+    def forward(self, token_ids: Sequence[int], start: int, attend: Attend) -> Tensor:
+        """Hidden states `[T, hidden]` float32 of `token_ids` at positions `start`, `start + 1` and so on."""
+        cos, sin = self.rope.rows(start, len(token_ids))
         if len(token_ids) == 1:
+            hidden = self.embedding.row(token_ids[0])
             # all layers at once: many small calls would take longer than their arithmetic
             one_token = [layer.one_token for layer in self.layers]
             return kernels.pass_layers_(hidden, one_token, cos, sin, attend)
+        hidden = self.embedding.rows(torch.tensor(token_ids, dtype=torch.int64, device=self.device))
         dtype = torch.float32 if len(token_ids) <= FEW_ROWS else torch.bfloat16  # what the matrices take
         for index, layer in enumerate(self.layers):
             x = kernels.rms_norm(hidden, layer.attn_norm, self.config.rms_eps, dtype)

@@ -84,9 +84,17 @@ class Linear:
 
     def precise(self, x: Tensor) -> Tensor:
         """`x [T, K]` float32 -> `[T, N]` float32, however many rows: logits bear no 16-bit rounding."""
-        parts = [self._few(part.contiguous()) for part in x.split(FEW_ROWS)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(x) <= FEW_ROWS:
+            y = self._few(x)
+        else:
+            y = torch.cat([self._few(part.contiguous()) for part in x.split(FEW_ROWS)])
         return y if self.bias is None else y.add_(self.bias)
+
+    def row(self, token_id: int) -> Tensor:
+        """One row of W: `[1, K]` float32. Every decoded token needs one."""
+        if isinstance(self.weight, Tensor):
+            return self.weight[token_id : token_id + 1].float()
+        return kernels.take_row(self.weight, token_id)
 
     def rows(self, token_ids: Tensor) -> Tensor:
         """Rows of W as an embedding: `[T, K]` float32."""

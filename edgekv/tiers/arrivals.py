@@ -1,7 +1,7 @@
 """Columns on their way up, layer by layer: the decoder starts before the last layer has landed.
 
-A leaf is present, absent or in flight: its slot is taken and recorded when the read is issued, and nobody
-may attend to a layer before `wait(layer)` returned.
+A leaf is present, absent or in flight: its slot is recorded once the reads of its column were issued, and
+nobody may attend to a layer before `wait(layer)` returned.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Arrivals:
         self._reads: dict[int, list[LayerRead]] = {}
 
     def start(self, mover: Mover, sequence: Sequence, columns: NDArray[np.intp], tier: MemoryTier) -> bool:
-        """Take slots for `columns` in `tier` and issue their reads, first layers first; False without room."""
+        """Take slots for `columns` in `tier` and issue their reads, first layers first; False without room.
+
+        Whatever is raised, then, none of them is recorded and no read of them is in flight.
+        """
         directory = sequence.directory
         if len(columns) == 0:
             return True
@@ -43,10 +46,19 @@ class Arrivals:
             return False
         slots = taken.reshape(directory.num_layers, -1)
         put = directory.put_device if tier is mover.device else directory.put_host
-        put(columns, slots)
         assert mover.disk is not None
-        for layer in range(directory.num_layers):
-            read = mover.disk.read(directory.places, layer, columns, slots[layer], tier)
+        issued: list[LayerRead] = []
+        try:
+            for layer in range(directory.num_layers):
+                read = mover.disk.read(directory.places, layer, columns, slots[layer], tier)
+                issued.append(read)
+            put(columns, slots)  # once all are on their way: nobody waits for what was never asked for
+        except BaseException:
+            for read in issued:
+                read.land()
+            tier.give(taken)
+            raise
+        for layer, read in enumerate(issued):
             self._reads.setdefault(layer, []).append(read)
         return True
 
@@ -57,10 +69,11 @@ class Arrivals:
             DamagedColumns: some could not be read or verified. Then nothing is in flight any more, and every
                 column below the one it names is whole in all layers.
         """
-        reads = self._reads.pop(layer, None)
+        reads = self._reads.get(layer)
         if reads is None:
             return
         damaged = [column for read in reads for column in read.wait()]
+        del self._reads[layer]  # judged: until then `settle` has to look at them
         if damaged:
             damaged += self._settled()
             raise DamagedColumns(int(min(damaged)), len(damaged))
@@ -78,8 +91,11 @@ class Arrivals:
 
     def _settled(self) -> list[np.intp]:
         reads = [read for layer in self._reads.values() for read in layer]
+        for read in reads:
+            read.land()
+        damaged = [column for read in reads for column in read.wait()]
         self._reads.clear()
-        return [column for read in reads for column in read.wait()]
+        return damaged
 
     @property
     def in_flight(self) -> bool:

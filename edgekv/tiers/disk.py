@@ -52,9 +52,13 @@ class LayerRead:
     columns: NDArray[np.intp]
     starts: list[int]
 
+    def land(self) -> None:
+        """Block until nothing of it will touch its slots any more, whatever has arrived."""
+        self.transfer.wait()
+
     def wait(self) -> NDArray[np.intp]:
         """Block until it landed; the columns that could not be read or verified (none when all is well)."""
-        self.transfer.wait()
+        self.land()
         damaged = {self.columns[self.starts[f.request] + f.leaf] for f in self.transfer.result}
         return np.array(sorted(damaged), dtype=np.intp)
 
@@ -150,11 +154,12 @@ class DiskTier:
     def adopt(self, sequence: Sequence, token_ids: list[int], found: Found) -> None:
         """Make the columns found part of the sequence: present on disk, absent above."""
         num_found = len(found.places)
-        sequence.keys = found.keys
-        sequence.token_ids[:] = token_ids[: num_found * LEAF_TOKENS]
-        sequence.num_exact = found.num_exact * LEAF_TOKENS
+        # First what takes memory: tokens without columns could never be read.
         sequence.directory.grow(num_found)
         sequence.directory.places[:] = found.places
+        sequence.token_ids[:] = token_ids[: num_found * LEAF_TOKENS]
+        sequence.keys = found.keys
+        sequence.num_exact = found.num_exact * LEAF_TOKENS
         sequence.num_written = max(sequence.num_written, num_found)
 
     def append(

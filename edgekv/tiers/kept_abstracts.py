@@ -17,7 +17,7 @@ from edgekv_storage import PieceRead, Pieces
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edgekv_storage import Cut, LeafPlace, Store, Transfer
+    from edgekv_storage import Cut, LeafPlace, Store
 
     Bytes = NDArray[np.uint8]
 
@@ -48,29 +48,6 @@ def sections_of(keys: Bytes, nodes: Bytes) -> dict[int, bytes | Pieces]:
     if nodes.shape[1]:
         found[KIND_NODES] = nodes.tobytes()
     return found
-
-
-@dataclass(slots=True)
-class KeysRead:
-    """A read of low-bit keys that is under way: request i brings columns `spans[i]`.
-
-    `copies`: (request, first column, last column + 1, rows) of those that had to be read elsewhere.
-    """
-
-    transfer: Transfer
-    keys: Bytes
-    spans: list[tuple[int, int]]
-    copies: list[tuple[int, int, int, Bytes]]
-
-    def wait(self) -> NDArray[np.intp]:
-        """Block until it landed; the columns that arrived."""
-        self.transfer.wait()
-        failed = {fault.request for fault in self.transfer.result}
-        for request, first, done, rows in self.copies:
-            if request not in failed:
-                self.keys[first:done] = rows
-        arrived = [np.arange(*span) for i, span in enumerate(self.spans) if i not in failed]
-        return np.concatenate(arrived) if arrived else np.empty(0, np.intp)
 
 
 class KeptAbstracts:
@@ -113,20 +90,6 @@ class KeptAbstracts:
 
         `columns`: ascending; those that share a piece with them come along.
         """
-        return self.start_keys(places, layer, columns, keys).wait()
-
-    def start_keys(
-        self,
-        places: list[LeafPlace],
-        layer: int,
-        columns: NDArray[np.intp],
-        keys: Bytes,
-        priority: int = 0,
-        absent: NDArray[np.bool_] | None = None,
-    ) -> KeysRead:
-        """The same without waiting. `absent`, of all columns: pieces that are partly there are left out, since
-        memory that is read into must not be looked at meanwhile.
-        """
         requests: list[PieceRead] = []
         spans: list[tuple[int, int]] = []
         copies: list[tuple[int, int, int, Bytes]] = []
@@ -142,15 +105,20 @@ class KeptAbstracts:
             piece = layer * cut.pieces_per_run + number
             start, stop = column - inside, column - inside + cut.size(piece) // self._key_bytes
             first, done = self._same_record(places, column, max(0, start), min(len(keys), stop))
-            if absent is not None and not absent[first:done].all():
-                continue
             into = keys[start:stop]
             if (first, done) != (start, stop):  # the path enters or leaves the record inside of this piece
                 into = np.empty((stop - start, self._key_bytes), np.uint8)
                 copies.append((len(requests), first, done, into[first - start : done - start]))
             requests.append(PieceRead(place, KIND_KEYS, piece, 1, into.data.cast("B")))
             spans.append((first, done))
-        return KeysRead(self._store.read_pieces(requests, priority), keys, spans, copies)
+        transfer = self._store.read_pieces(requests)
+        transfer.wait()
+        failed = {fault.request for fault in transfer.result}
+        for request, first, done, rows in copies:
+            if request not in failed:
+                keys[first:done] = rows
+        arrived = [np.arange(*span) for i, span in enumerate(spans) if i not in failed]
+        return np.concatenate(arrived) if arrived else np.empty(0, np.intp)
 
     def _cut_of(self, place: LeafPlace) -> Cut | None:
         """How the keys of a record are cut. What is remembered stays true: records never change, only go."""

@@ -6,6 +6,7 @@ lies lower is clean, and dropping it is free.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.runs import common_runs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
@@ -56,9 +59,10 @@ class Mover:
         slots = self.host.take(len(missing) * directory.num_layers)
         if slots is None:
             return False
-        self.copy_slots(self.device, directory.device[:, missing].ravel(), self.host, slots)
-        self.lane.host_waits()
-        directory.put_host(missing, slots.reshape(directory.num_layers, -1))
+        with self._kept_or_given(self.host, slots):
+            self.copy_slots(self.device, directory.device[:, missing].ravel(), self.host, slots)
+            self.lane.host_waits()
+            directory.put_host(missing, slots.reshape(directory.num_layers, -1))
         return True
 
     def promote_to_device(self, sequence: Sequence, columns: Columns) -> bool:
@@ -67,24 +71,37 @@ class Mover:
         slots = self.device.take(len(columns) * directory.num_layers)
         if slots is None:
             return False
-        self.copy_slots(self.host, directory.host[:, columns].ravel(), self.device, slots)
-        self.lane.computation_waits()
-        directory.put_device(columns, slots.reshape(directory.num_layers, -1))
+        with self._kept_or_given(self.device, slots):
+            self.copy_slots(self.host, directory.host[:, columns].ravel(), self.device, slots)
+            self.lane.computation_waits()
+            directory.put_device(columns, slots.reshape(directory.num_layers, -1))
         return True
+
+    @contextmanager
+    def _kept_or_given(self, tier: MemoryTier, slots: Slots) -> Iterator[None]:
+        """While leaves are copied into `slots` and recorded, which is the last step: if it fails they go back."""
+        try:
+            yield
+        except BaseException:
+            self.lane.host_waits()  # copies that were issued still land there
+            tier.give(slots)
+            raise
 
     def drop_device(self, sequence: Sequence, columns: Columns) -> None:
         """Give up device copies (of those columns that have one)."""
         directory = sequence.directory
         held = columns[directory.device[0, columns] != ABSENT]
-        self.device.give(directory.device[:, held].ravel())
+        slots = directory.device[:, held].ravel()
         directory.put_device(held, np.full((directory.num_layers, len(held)), ABSENT, np.int32))
+        self.device.give(slots)  # not before: what is recorded is attended to, whoever else took its slot
 
     def drop_host(self, sequence: Sequence, columns: Columns) -> None:
         """Give up host copies (of those columns that have one)."""
         directory = sequence.directory
         held = columns[directory.host[0, columns] != ABSENT]
-        self.host.give(directory.host[:, held].ravel())
+        slots = directory.host[:, held].ravel()
         directory.put_host(held, np.full((directory.num_layers, len(held)), ABSENT, np.int32))
+        self.host.give(slots)
 
     def write_extent(self, sequence: Sequence, columns: range, sections: Sections) -> bool:
         """Append full columns to disk, straight from where they lie, `sections` beside them; False when the store

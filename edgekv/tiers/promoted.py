@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.mover import Mover
 
+_SLACK = 8  # one of so many columns more than there are: copied once in a while, not with each
 _SPARE = 16  # one of so many is given up at once: finding the oldest costs the same for one
 
 
@@ -70,7 +71,7 @@ class PromotedLeaves:
         self._now = self._begun = 0  # `_used` is above `_begun` once the pass that runs has used a leaf
         self._sequence: Sequence | None = None
         self._version = -1
-        self._promoted = np.full((0, 0), ABSENT, np.int32)  # [num_layers, columns] slots of the tier
+        self._promoted = np.full((0, 0), ABSENT, np.int32)  # [num_layers, columns or more]: slots of the tier
         self.where = np.full((0, 0), ABSENT, np.int32)
         self.is_partial = False
         self._brought = Brought()
@@ -152,18 +153,19 @@ class PromotedLeaves:
             return
         if len(self._free) < surplus:
             self._give_way(surplus - len(self._free))
-        gone, self._free = np.array(self._free[:surplus], np.int32), self._free[surplus:]
+        gone = np.array(self._free[:surplus], np.int32)
         self._owned = np.setdiff1d(self._owned, gone, assume_unique=True)
+        del self._free[:surplus]
         self.tier.give(gone)
 
     def forget_columns(self, sequence: Sequence, num_columns: int) -> None:
         """Columns from `num_columns` on are no more."""
         if sequence is not self._sequence:
             return
-        gone = self._promoted[:, num_columns:]
-        self._free += gone[gone != ABSENT].tolist()
-        self._promoted = self._promoted[:, :num_columns].copy()
         self._version = -1
+        gone = self._promoted[:, num_columns:]
+        self._promoted = self._promoted[:, :num_columns].copy()
+        self._free += gone[gone != ABSENT].tolist()
 
     def begin_pass(self, sequence: Sequence) -> torch.Tensor:
         """Slots in the arena that attention reads, int32 `[num_layers, columns]`, ABSENT where a leaf is away."""
@@ -171,14 +173,15 @@ class PromotedLeaves:
         self._begun = self._now
         directory = sequence.directory
         if self._version != directory.version:
-            missing = directory.num_columns - self._promoted.shape[1]
-            if missing > 0:
-                extra = np.full((directory.num_layers, missing), ABSENT, np.int32)
-                self._promoted = (
-                    np.concatenate([self._promoted, extra], axis=1) if self._promoted.size else extra
-                )
+            known = self._promoted.shape[1]
+            if known < directory.num_columns:
+                room = directory.num_columns + directory.num_columns // _SLACK
+                grown = np.full((directory.num_layers, room), ABSENT, np.int32)
+                if known:
+                    grown[:, :known] = self._promoted
+                self._promoted = grown
             self.where = self._slots_of(directory)
-            self.is_partial = bool((self.where == ABSENT).any())
+            self.is_partial = directory.num_away(in_place=False) > 0 and bool((self.where == ABSENT).any())
             self._version = directory.version
         return torch.from_numpy(self.where)
 
@@ -189,10 +192,11 @@ class PromotedLeaves:
         """
         device, mover = self._mover.device, self._mover
         where = directory.device + np.int32(device.first_slot)
-        away = directory.device == ABSENT
-        if not away.any():
+        if not directory.num_away(in_place=False):
             return where
-        lower = np.where(self._promoted != ABSENT, self._promoted + np.int32(self.tier.first_slot), ABSENT)
+        away = directory.device == ABSENT
+        promoted = self._promoted[:, : directory.num_columns]
+        lower = np.where(promoted != ABSENT, promoted + np.int32(self.tier.first_slot), ABSENT)
         if mover.in_place:
             host = directory.host
             lower = np.where(host != ABSENT, host + np.int32(mover.host.first_slot), lower)
@@ -232,7 +236,22 @@ class PromotedLeaves:
         sequence = self._sequence
         assert sequence is not None
         self._brought.num_missed += len(columns)
-        slots = self._slots_for(layer, columns)
+        slots = self._free_slots(len(columns))
+        try:
+            damaged = self._fill(sequence, layer, columns, slots)
+        except BaseException:
+            self._mover.lane.host_waits()  # copies that were issued still land there
+            self._free += slots.tolist()
+            raise
+        if len(damaged):
+            self._free += slots.tolist()
+            raise DamagedColumns(int(damaged.min()), len(damaged))
+        self._record(layer, columns, slots)
+
+    def _fill(
+        self, sequence: Sequence, layer: int, columns: NDArray[np.int32], slots: NDArray[np.int32]
+    ) -> NDArray[np.intp]:
+        """Copy or read leaves into `slots` and wait; those that could not be read or verified."""
         host = sequence.directory.host[layer, columns]
         held = host != ABSENT
         if held.any():  # a GPU: from the host pool
@@ -243,9 +262,7 @@ class PromotedLeaves:
         if len(damaged):  # out of memory or of descriptors just then? The store knows which are lost for good
             again = np.isin(on_disk, damaged)
             damaged = self._read(layer, on_disk[again], into[again])
-        if len(damaged):
-            self._give(slots)
-            raise DamagedColumns(int(damaged.min()), len(damaged))
+        return damaged
 
     def _read(self, layer: int, columns: NDArray[np.intp], slots: NDArray[np.int32]) -> NDArray[np.intp]:
         """Read leaves from disk and wait; those that did not arrive."""
@@ -260,17 +277,22 @@ class PromotedLeaves:
         read = self._mover.disk.read(places, layer, columns, slots, self.tier, waits=True)
         return read.wait()
 
-    def _slots_for(self, layer: int, columns: NDArray[np.int32]) -> NDArray[np.int32]:
-        if len(self._free) < len(columns):
-            self._give_way(max(len(columns), self.num_slots // _SPARE))
-        assert len(self._free) >= len(columns), "a step selects no more than there is room for"
-        slots = np.array([self._free.pop() for _ in range(len(columns))], np.int32)
+    def _free_slots(self, count: int) -> NDArray[np.int32]:
+        if len(self._free) < count:
+            self._give_way(max(count, self.num_slots // _SPARE))
+        assert len(self._free) >= count, "a step selects no more than there is room for"
+        first = len(self._free) - count
+        slots = np.array(self._free[first:], np.int32)
         slots.sort()
+        del self._free[first:]
+        return slots
+
+    def _record(self, layer: int, columns: NDArray[np.int32], slots: NDArray[np.int32]) -> None:
+        """Leaves have landed: until now nobody finds them, however bringing them ends."""
         self._layer_of[slots], self._column_of[slots], self._used[slots] = layer, columns, self._now
         self._is_new[slots] = True
         self._promoted[layer, columns] = slots
         self.where[layer, columns] = slots + self.tier.first_slot
-        return slots
 
     def _give_way(self, count: int) -> None:
         """Free the slots of the `count` leaves that were not selected for longest; none of the latest choice."""

@@ -6,7 +6,7 @@ what was computed or stored without them. Knows rooms and places; not what is se
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,15 +18,15 @@ from edgekv.errors import CapacityError
 from edgekv.tiers.abstracts import Abstracts
 from edgekv.tiers.arrivals import DamagedColumns
 from edgekv.tiers.kept_abstracts import KeptAbstracts, sections_of
-from edgekv.tiers.keys_ahead import KeysAhead
 from edgekv.tiers.promoted import PromotedLeaves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
+    from edgekv.tiers.disk import LayerRead
     from edgekv.tiers.memory import MemoryTier
     from edgekv.tiers.mover import Mover
     from edgekv_storage import Pieces
@@ -58,10 +58,8 @@ class Promotion:
         key_bytes = kernels.key_bytes(shape.num_kv_heads, shape.head_dim)
         node_bytes = kernels.node_bytes(shape.num_kv_heads, shape.head_dim)
         self._kept = None
-        self._keys_ahead = None
         if mover.disk is not None:
             self._kept = KeptAbstracts(mover.disk.store, shape.num_layers, key_bytes, node_bytes)
-            self._keys_ahead = KeysAhead(self._kept)
         self.promoted = PromotedLeaves(mover)
 
     def open(
@@ -179,19 +177,6 @@ class Promotion:
             with known.all_or_none(stop):
                 self._add(sequence, known, np.arange(first, stop))
 
-    @contextmanager
-    def reading_ahead(self, sequence: Sequence) -> Iterator[None]:
-        """While a token is computed, more of the low-bit keys that are still on disk are read."""
-        ahead, known = self._keys_ahead, self._abstracts.get(sequence.id)
-        if ahead is None or known is None or not known.num_absent:
-            yield
-            return
-        ahead.start(known, sequence.directory.places)
-        try:
-            yield
-        finally:
-            ahead.land()
-
     def _of(self, sequence: Sequence) -> Abstracts:
         abstracts = self._abstracts.get(sequence.id)
         if abstracts is None:
@@ -250,8 +235,6 @@ class Promotion:
         """
         abstracts, directory = self._abstracts[sequence.id], sequence.directory
         assert self._kept is not None
-        assert self._keys_ahead is not None
-        self._keys_ahead.land(layer)  # no memory is read into twice at a time
         columns = columns[abstracts.is_absent(layer, columns)]
         keys = abstracts.keys_in(layer)
         abstracts.arrived(layer, self._kept.read_keys(directory.places[: len(keys)], layer, columns, keys))
@@ -315,16 +298,18 @@ class Promotion:
         directory, mover = sequence.directory, self._mover
         slots = self._take_host(sequence, directory.num_layers)
         assert mover.disk is not None, "a column is nowhere"
+        reads: list[LayerRead] = []
         try:
-            reads = [
-                mover.disk.read(directory.places, layer, column, slots[layer : layer + 1], mover.host)
-                for layer in range(directory.num_layers)
-            ]
+            for layer in range(directory.num_layers):
+                own = slots[layer : layer + 1]
+                reads.append(mover.disk.read(directory.places, layer, column, own, mover.host))
             damaged = sum(len(read.wait()) for read in reads)
             if damaged:
                 raise DamagedColumns(int(column[0]), damaged)
             abstracts.extend(mover.host.pool, slots[:, None])
         finally:
+            for read in reads:  # one layer's may have been refused while others' are landing
+                read.land()
             mover.host.give(slots)
 
 

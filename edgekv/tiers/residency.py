@@ -149,11 +149,13 @@ class Residency:
         wanted = num_columns(num_tokens) - directory.num_columns
         if wanted > 0:
             slots = self._take(wanted * directory.num_layers)
-            first = directory.num_columns
-            directory.grow(first + wanted)
-            directory.put_device(
-                np.arange(first, first + wanted), slots.reshape(directory.num_layers, wanted)
-            )
+            new = np.arange(directory.num_columns, directory.num_columns + wanted)
+            try:
+                directory.grow(directory.num_columns + wanted)
+                directory.put_device(new, slots.reshape(directory.num_layers, wanted))
+            except BaseException:
+                self.mover.device.give(slots)
+                raise
         if not reads_all:
             self.stream.close()
         elif directory.num_away(in_place=self.mover.in_place) and not self.stream.is_open:

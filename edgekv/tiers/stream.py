@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgekv.cache.directory import Directory
     from edgekv.cache.sequence import Sequence
     from edgekv.tiers.disk import LayerRead
     from edgekv.tiers.mover import Mover
@@ -153,8 +154,18 @@ class SegmentStream:
         assert self._sequence is not None
         directory = self._sequence.directory
         buffer = self._idle.pop()
-        segment = buffer.segment = self._plan[self._next % len(self._plan)]
+        try:
+            self._fill(buffer, self._plan[self._next % len(self._plan)], directory)
+        except BaseException:
+            self._idle.append(buffer)
+            self._version = -1  # a segment is missing: the next pass plans anew
+            raise
         self._next += 1
+        self._issued.append(buffer)
+
+    def _fill(self, buffer: _Buffer, segment: _Segment, directory: Directory) -> None:
+        """Start reading or copying a segment into the buffer."""
+        buffer.segment = segment
         count = len(segment.columns)
         if segment.from_disk:
             assert self._mover.disk is not None
@@ -168,7 +179,6 @@ class SegmentStream:
         else:
             source = directory.host[segment.layer, segment.columns]
             self._mover.copy_slots(self._mover.host, source, self._mover.device, buffer.device_slots[:count])
-        self._issued.append(buffer)
 
     def _land(self, buffer: _Buffer, segment: _Segment) -> torch.Tensor:
         """Wait for a segment; its device slots."""

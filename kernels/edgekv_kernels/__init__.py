@@ -37,7 +37,7 @@ from edgekv_kernels.selection import (
     select_leaves,
 )
 from edgekv_kernels.turns import Turns
-from edgekv_kernels.unpack import unpack4, unpack8
+from edgekv_kernels.unpack import take_row, unpack4, unpack8
 from edgekv_kernels.wide import Wide, make_wide, matmul_wide
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "score_nodes",
     "select_leaves",
     "swiglu",
+    "take_row",
     "take_rows4",
     "take_rows8",
     "unpack4",

@@ -106,9 +106,6 @@ def take_rows4(w: Packed4, ids: torch.Tensor) -> torch.Tensor:
 
 def take_rows8(w: Packed8, ids: torch.Tensor) -> torch.Tensor:
     """Rows `ids` [T] (int64) of `w` as float32 [T, K]: the embedding look-up."""
-    if len(ids) == 1 and ids.is_cpu and w.offset is None:  # of every decoded token: no gathering
-        row = int(ids)
-        return (w.quants[row].view(-1, w.group) * w.scale[row].float()[:, None]).view(1, -1)
     rows: torch.Tensor = w.quants[ids].unflatten(1, (-1, w.group)).float() * w.scale[ids].float()[..., None]
     if w.offset is not None:
         rows += w.offset[ids].float()[..., None]

@@ -12,7 +12,7 @@ from edgekv.bench.floor import index_bytes_read
 from edgekv.bench.inside import residency_of
 from edgekv.bench.passkey import hidden_at
 from edgekv.bench.peer import LlamaCpp
-from edgekv.bench.setting import SEQUENCE, Setting
+from edgekv.bench.setting import SEQUENCE, Setting, generate
 from edgekv.bench.sliding import SlidingAttention
 from edgekv.bench.text import Text, has_bindings
 from edgekv.cache.directory import Directory
@@ -46,6 +46,14 @@ def test_decode_grows_one_sequence_beyond_the_window_beside_a_filled_peer(bench,
         assert self._lib.llama_memory_seq_pos_max(self._memory, 1) == -1, "copies are the sequence's own"
 
     monkeypatch.setattr(LlamaCpp, "feed", feed)
+    ran = []
+
+    def generated(engine, token_ids, *args, **options):
+        result = generate(engine, token_ids, *args, **options)
+        ran.append((engine, len(token_ids), result.timings.decode_tokens_per_s))
+        return result
+
+    monkeypatch.setattr(decode, "generate", generated)
     where = ["--context", "1400", "--context", "48", "--context", "200", "--runs", "2"]
     code, report = bench("decode", *SELECTED, *where, "--peer", "llama.cpp", "--peer-context", "300")
     assert code == 0
@@ -57,9 +65,12 @@ def test_decode_grows_one_sequence_beyond_the_window_beside_a_filled_peer(bench,
     assert rows["attended_tokens", 1400]["ours"] < 128
     assert rows["decode_tokens_per_s", 1400]["budget"] == 128
     kept = rows["decode_speed_kept", 1400]
-    speeds = [rows["decode_tokens_per_s", context]["ours"] for context in (1400, 48)]
-    assert kept["ours"] == pytest.approx(speeds[0] / speeds[1])
-    assert kept["unit"] == "of that at 48"
+    (grown, *_), (short, *_) = ran[-4:-2]
+    assert grown is not short, "each holds its own context"
+    assert [(engine, size) for engine, size, _ in ran[-4:]] == [(grown, 1400), (short, 48)] * 2
+    rates = [rate for *_, rate in ran[-4:]]
+    assert kept["ours"] == pytest.approx((rates[0] / rates[1] + rates[2] / rates[3]) / 2)
+    assert (kept["runs"], kept["unit"]) == (2, "of that at 48")
 
 
 def test_decode_under_limits_tells_what_lies_where(bench, monkeypatch):

@@ -15,9 +15,9 @@ from edgekv.engine import selected
 from edgekv.engine import selected as selected_attention
 from edgekv.engine.build import load_model
 from edgekv.engine.selected import AttentionTally, SelectedAttention
+from edgekv.policies.selection import cascade
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.methods import SELECTORS
-from edgekv.tiers import keys_ahead
 from edgekv.tiers.abstracts import Abstracts
 from edgekv.tiers.arrivals import DamagedColumns
 from edgekv.tiers.kept_abstracts import KeptAbstracts
@@ -110,74 +110,25 @@ def test_keys_made_anew_while_a_pass_runs_cost_no_column(model, stored, monkeypa
     assert not any(made), "a slot was taken between the beginning of a pass and its end"
 
 
-def test_keys_come_while_tokens_are_computed(model, stored, monkeypatch):
-    """Guards decoding after a restart: with keys on disk every layer of every token returned to Python for them,
-    for as long as the conversation was open."""
-    monkeypatch.setattr(keys_ahead, "COLUMNS_AT_ONCE", 16)
+def test_all_keys_are_here_from_the_second_token_on(model, stored, monkeypatch):
+    """Guards decoding after a restart: with keys on disk every layer of every token returned to Python for them.
+    Before the first token few are read."""
     monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
+    monkeypatch.setattr(cascade, "lenders", lambda *_: [LAYERS])  # none
     left = []
     with engine_on(model, stored[0], **SELECTED) as engine:
-        for count in (1, 2, 12):
+        for count in (1, 2):
             ask(engine, prompt(640), max_tokens=count)
             left.append(engine._residency.promotion._abstracts[SEQUENCE].num_absent)
-        known = engine._residency.promotion._abstracts[SEQUENCE]
-        found = known.all_keys[:, :39].clone()
-    assert left[0] > left[1] > left[2] == 0
+        found = engine._residency.promotion._abstracts[SEQUENCE].all_keys[:, :39].clone()
+    assert left[0] > 20 * LAYERS
+    assert left[1] == 0
     with engine_on(model, stored[0], **SELECTED) as engine:
         ask(engine, prompt(640), max_tokens=1)
         known = engine._residency.promotion._abstracts[SEQUENCE]
         for layer in range(LAYERS):
             known.ensure(layer, np.arange(39))
         assert (known.all_keys[:, :39] == found).all()
-
-
-def logits_of_a_resume(model, folder, monkeypatch, start=None):
-    """Logits of 12 tokens; `start` stands in for reading keys ahead."""
-    with monkeypatch.context() as patch:
-        patch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
-        if start is not None:
-            patch.setattr(KeptAbstracts, "start_keys", start)
-        with engine_on(model, folder, **SELECTED) as engine:
-            seen = Recorder(engine)
-            ask(engine, prompt(640), max_tokens=12)
-            return seen.all()
-
-
-def test_keys_that_do_not_come_are_made_when_needed(model, stored, monkeypatch):
-    """Guards reading ahead against damage: pieces that do not verify stay away, and a pass asks for them itself."""
-    monkeypatch.setattr(keys_ahead, "_FEW", 0)
-    begin = KeptAbstracts.start_keys
-
-    def lost(self, places, layer, columns, keys, priority=0, absent=None):
-        read = begin(self, places, layer, columns, keys, priority, absent)
-        if priority:
-            read.spans.clear()
-        return read
-
-    found = logits_of_a_resume(model, stored[0], monkeypatch, lost)
-    monkeypatch.setattr(keys_ahead.KeysAhead, "start", lambda *_: None)
-    assert same(found, logits_of_a_resume(model, stored[0], monkeypatch))
-
-
-def test_a_piece_that_is_partly_there_is_not_read_into(model, stored, monkeypatch):
-    """Guards keys that a pass looks at: what lands on them is opened in place, and for a moment it is noise."""
-    monkeypatch.setattr(keys_ahead, "_FEW", 0)
-    monkeypatch.setitem(SELECTORS, "cascade", lambda: Cascade(max_candidates=8))
-    with engine_on(model, stored[0], **SELECTED) as engine:
-        ask(engine, prompt(640), max_tokens=1)
-        known = engine._residency.promotion._abstracts[SEQUENCE]
-        column = int(np.flatnonzero(known.absent_in(1))[0])
-        known.arrived(1, np.array([column]))  # as if it had been made of its leaf
-        ahead = engine._residency.promotion._keys_ahead
-        places = engine._residency.sequences[SEQUENCE].directory.places
-        asked = []
-        for _ in range(8):
-            ahead.start(known, places)
-            asked += [] if ahead._flight is None else [(ahead._flight[0], ahead._flight[1].spans)]
-            ahead.land()
-        assert [layer for layer, _ in asked] == [0, 1]
-        assert not any(first <= column < stop for first, stop in asked[1][1])
-        assert 0 < known.num_absent < 8
 
 
 def test_leaves_of_a_running_step_never_give_way(model, stored, monkeypatch):
@@ -244,7 +195,7 @@ def test_a_node_that_could_not_be_made_leaves_nothing_behind(model, stored, monk
         ask(engine, prompt(640), max_tokens=1)
         residency = engine._residency
         sequence, known = residency.sequences[SEQUENCE], residency.promotion._abstracts[SEQUENCE]
-        want = torch.stack([known.nodes(layer) for layer in range(known.num_layers)])
+        want = torch.stack([known.nodes(layer) for layer in range(LAYERS)])
         known.shorten(39)
         before = engine.cache_use().host_bytes
         with monkeypatch.context() as patch:
@@ -252,7 +203,7 @@ def test_a_node_that_could_not_be_made_leaves_nothing_behind(model, stored, monk
             with pytest.raises(DamagedColumns):
                 make(residency.promotion, sequence)
         assert (known.num_columns, engine.cache_use().host_bytes) == (39, before)
-        absent = int(np.flatnonzero(~known.absent_in(0)[32:39])[0]) + 32
+        absent = int(np.flatnonzero(~known._absent[0, 32:39])[0]) + 32
         known._absent[0, absent] = True
         known.num_absent += 1
         with monkeypatch.context() as patch:
@@ -260,7 +211,7 @@ def test_a_node_that_could_not_be_made_leaves_nothing_behind(model, stored, monk
             residency.promotion.make_abstracts_at_hand(sequence)
         assert (known.num_columns, engine.cache_use().host_bytes) == (39, before)
         residency.promotion.make_abstracts(sequence, 40)
-        assert torch.equal(torch.stack([known.nodes(layer) for layer in range(known.num_layers)]), want)
+        assert torch.equal(torch.stack([known.nodes(layer) for layer in range(LAYERS)]), want)
 
 
 def refuse(*_):

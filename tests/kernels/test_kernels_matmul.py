@@ -9,6 +9,7 @@ from edgekv_kernels import (
     matmul4,
     matmul8,
     matmul16,
+    take_row,
     take_rows4,
     take_rows8,
     unpack4,
@@ -99,6 +100,18 @@ def test_take_rows(form, worst):
     w8, dense8 = packed8(6, 96, torch.float16, 32, has_offset=True)
     assert worst(take_rows4(w4, ids), dense4[ids]) < 2e-7
     assert worst(take_rows8(w8, ids), dense8[ids]) < 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("has_offset", [False, True])
+def test_take_one_row(form, dtype, has_offset, worst):
+    """The embedding of a decoded token is read at its own row's scales and offsets, not at the first's."""
+    torch.manual_seed(0)
+    w4, dense4 = packed4(6, 96, dtype)
+    w8, dense8 = packed8(6, 96, dtype, 16, has_offset=has_offset)
+    for row in (0, 4, 5):
+        assert worst(take_row(w4, row), dense4[row : row + 1]) < 2e-7
+        assert worst(take_row(w8, row), dense8[row : row + 1]) < 2e-7
 
 
 def test_odd_scales(form, worst):

@@ -28,7 +28,7 @@ def logits_of(decoder, ids, rows):
     """All logits, `rows` tokens to a pass, with a plain cache of what came before (bf16, as in the pools)."""
     c, past, out = decoder.config, {}, []
     for start in range(0, len(ids), rows):
-        block = torch.tensor(ids[start : start + rows])
+        block = ids[start : start + rows]
 
         def attend(layer, q, k, v, start=start):
             old = past.get(layer)
@@ -37,7 +37,7 @@ def logits_of(decoder, ids, rows):
             padded = torch.cat([q.new_zeros(start, *q.shape[1:]), q])
             return kernels.attend_block(padded, *keys, c.head_dim**-0.5)[0][start:]
 
-        hidden = decoder.forward(block, torch.arange(start, start + len(block)), attend)
+        hidden = decoder.forward(block, start, attend)
         out.append(decoder.logits(hidden))
     return torch.cat(out)
 
@@ -99,7 +99,7 @@ def test_yarn_frequencies_against_llama_cpp_formula(tmp_path):
     )
     rope = load(path)[0].rope
     true = 10000.0 ** (-np.arange(32) / 32)
-    ratio = rope.frequencies.numpy() / true
+    ratio = rope.frequencies / true
     assert ratio[0] == pytest.approx(1.0)
     assert ratio[-1] == pytest.approx(0.25)
     assert (np.diff(ratio) <= 1e-12).all()

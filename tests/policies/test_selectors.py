@@ -8,6 +8,7 @@ import torch
 
 import edgekv_kernels as kernels
 from edgekv.config import FIELDS, Config
+from edgekv.policies.selection import cascade
 from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.heavy import Heavy
 from edgekv.policies.selection.leoam import Leoam
@@ -131,19 +132,71 @@ def test_a_needle_in_an_unpromising_node():
     assert selector.choosing(abstracts, step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
 
 
-@pytest.mark.parametrize("absent", [(), (50,)])
-def test_an_answer_does_not_search_an_older_questions_scan(absent):
-    """A question that went by nodes, its keys being on disk, left the scan of the turn before to be searched."""
+def test_an_answer_does_not_search_an_older_questions_scan():
+    """A block that went by nodes left the scan of the turn before to be searched."""
     keys, q = needle_among_decoys()
     abstracts, selector = Made(keys), Cascade(max_candidates=16)
     step = step_of(abstracts, q.expand(3, -1, -1), range(1, 97), 4)
     chosen(selector, step)
-    abstracts.absent = set(absent)
-    chosen(selector, replace(step, is_block=not absent))
-    abstracts.absent = set()
+    chosen(selector, replace(step, is_block=True))
     choosing = selector.choosing(abstracts, step.columns, 4, step.around)
     assert choosing.scanned[0, :2].tolist() == [0, 0]
     assert choosing.kept[0, 0] == 0
+
+
+class Deep:
+    """Abstracts of ten layers with the same keys, `absent` on disk in each."""
+
+    def __init__(self, keys, absent):
+        self.layers = [Made(keys, absent) for _ in range(10)]
+        self.true = self.layers[0].true
+
+    def keys(self, layer):
+        return self.layers[layer].keys(0)
+
+    def nodes(self, layer):
+        return self.layers[layer].nodes(0)
+
+    @property
+    def all_keys(self):
+        return torch.stack([layer.keys(0) for layer in self.layers])
+
+    @property
+    def num_absent(self):
+        return sum(layer.num_absent for layer in self.layers)
+
+    def ensure(self, layer, columns):
+        self.layers[layer].ensure(0, columns)
+
+
+def test_layers_that_scan_lend_what_they_found(monkeypatch):
+    """Guards a question after a restart: all layers went by nodes, and numbers that were found before it were lost.
+    If every layer read its keys, a tenth of a long conversation would be read before the first token."""
+    monkeypatch.setattr(cascade, "LENDERS_BYTES", 0)
+    keys, q = needle_among_decoys()
+    abstracts, selector = Deep(keys, range(104)), Cascade(max_candidates=16)
+    found = {}
+    for turn in range(2):  # what was lent in one turn is not offered to the first layers of the next
+        selector.reset()
+        for layer in range(10):
+            step = step_of(abstracts, q.expand(3, -1, -1), range(1, 97), 4, layer=layer)
+            found[turn, layer] = 43 in chosen(selector, step)
+    for turn in range(2):
+        assert [layer for layer in range(10) if found[turn, layer]] == [4, 5, 6, 7, 8, 9]
+    assert [layer for layer in range(10) if not abstracts.layers[layer].absent & set(range(1, 97))] == [4, 6]
+    assert set(range(40, 48)).isdisjoint(abstracts.layers[5].absent), "the needle's node"
+    for made in abstracts.layers:
+        made.absent.clear()
+    choosing = selector.choosing(abstracts, step.columns, 4, step.around)
+    assert [layer for layer in range(10) if choosing.scanned[layer, 0] == 0] == [0, 1, 2, 3, 5, 7, 8, 9]
+
+
+def test_how_many_layers_lend():
+    """Guards both ends: of a short conversation all may lend, of the longest two have to."""
+    assert cascade.lenders(30, 13 << 20) == [14, 18]
+    assert cascade.lenders(30, 3 << 20) == [10, 14, 16, 18]
+    assert cascade.lenders(30, 1 << 20) == [10, 12, 14, 16, 18, 20]
+    assert cascade.lenders(1, 1) == [0]
 
 
 @pytest.mark.parametrize("name", SELECTORS)

@@ -4,7 +4,9 @@ A scan ranks every column. It takes place where the last tokens of a prompt are 
 `SCAN_EVERY` tokens. In between only its best are searched, and between two searches only the best of these. Nodes
 of 8 leaves were the first sieve once: at 16,000 tokens they put a passkey that the keys rank among the first 50
 into the worse half; at 32,000 a search by them chose 0.87 of the mass that is best, one of a scan's best 0.89. They
-still serve the blocks of a long prompt, which scans would make quadratic, and where keys are on disk.
+still serve the blocks of a long prompt, which scans would make quadratic, and a question to a conversation whose
+keys are on disk. There a few layers scan all the same and lend the others the nodes of their best columns: what one
+layer finds sharp is what others look for (docs/selection.md).
 
 Sink and window take part in each head's softmax: without them heads that look nowhere else counted as much as those
 that look far, and a needle was lost. Every token is ranked for: every second one only halved the time and lost a
@@ -14,7 +16,7 @@ needle that exact attention found.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -27,11 +29,23 @@ if TYPE_CHECKING:
     from edgekv.policies.selection.selector import AbstractsLike, Step
 
 SCAN_EVERY = 128  # tokens, per layer: every 32 led to half a hundredth more of the mass
+LONGEST_COLUMNS = 4096  # beyond, half as often
 SEARCH_EVERY = 4  # half as often in long conversations
 LONG_COLUMNS = 2048
 SCAN_QUERIES = 8  # of the last tokens of a prompt, evenly spaced
 MAX_CANDIDATES = 512  # what a scan leaves
-MAX_CANDIDATES_ON_DISK = 256  # each is a read
+MAX_CANDIDATES_ON_DISK = 256  # of a block
+LENDERS = (
+    7 / 15,
+    3 / 5,
+    1 / 3,
+    8 / 15,
+    2 / 5,
+    2 / 3,
+)  # depths of layers that scan keys on disk; first ones first
+MIN_LENDERS = 2
+LENDERS_BYTES = 12 << 20  # of keys that they read in all, if there are more of them
+LENT_NODES = 48  # by all of them
 KEPT = 128  # columns that are ranked between two searches
 MARGIN = 2  # at least so many times the columns to choose, of candidates and of those kept
 
@@ -43,6 +57,21 @@ def search_period(num_columns: int, search_every: int = SEARCH_EVERY) -> int:
 
 def _rows() -> Tensor:
     return torch.empty((0, 0), dtype=torch.int32)
+
+
+def scan_period(num_columns: int, scan_every: int = SCAN_EVERY) -> int:
+    """Tokens between two scans of one layer."""
+    return scan_every if num_columns <= LONGEST_COLUMNS else 2 * scan_every
+
+
+def _no_columns() -> Tensor:
+    return torch.empty(0, dtype=torch.int32)
+
+
+def lenders(num_layers: int, layer_bytes: int) -> list[int]:
+    """Layers that scan where keys are on disk, `layer_bytes` of each layer."""
+    count = max(MIN_LENDERS, min(len(LENDERS), LENDERS_BYTES // max(1, layer_bytes)))
+    return sorted({int(num_layers * depth + 0.01) for depth in LENDERS[:count]})
 
 
 def _with_room(rows: Tensor, num_rows: int, width: int) -> Tensor:
@@ -59,6 +88,7 @@ def _with_room(rows: Tensor, num_rows: int, width: int) -> Tensor:
 class Cascade(Selector):
     """Ranks by the estimated attention mass, summed over heads and queries."""
 
+    wants_keys: ClassVar[bool] = True
     max_candidates: int = MAX_CANDIDATES
     search_every: int = SEARCH_EVERY
     scan_every: int = SCAN_EVERY
@@ -66,24 +96,29 @@ class Cascade(Selector):
     _winners: dict[int, Tensor] = field(
         default_factory=dict
     )  # a layer's last choice by nodes: candidates again
+    _lent: Tensor = field(default_factory=_no_columns)  # of the pass at hand
     _scanned: Tensor = field(default_factory=_rows)  # both of `Choosing`
     _kept: Tensor = field(default_factory=_rows)
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
         self._make_room(step.layer + 1, step.num_columns)
-        if step.abstracts.num_absent or step.is_block:
+        lending = self._lenders(step)
+        if step.is_block or (lending and step.layer not in lending):
             self._forget(step.layer)
             count = self._select_by_nodes(step)
             self._winners[step.layer] = step.out[:count].clone()
             return count
-        if len(step.q) == 1 and 0 < int(self._scanned[step.layer, 1]) <= step.columns.stop:
+        if not lending and len(step.q) == 1 and 0 < int(self._scanned[step.layer, 1]) <= step.columns.stop:
             choosing = self.choosing(step.abstracts, step.columns, step.num_columns, step.around)
             assert choosing is not None, "no keys are absent"
             best = self._best(step, choosing.searched(step.layer))
         else:
             self._kept[step.layer, 0] = 0  # of other queries: the next token searches again
-            best = self._best(step, self._scan(step))
+            scanned = self._scan(step)
+            best = self._best(step, scanned)
+            if lending:
+                self._lend(step, self._best(step, scanned, LENT_NODES // len(lending)))
         step.out[: len(best)] = best
         return len(best)
 
@@ -103,7 +138,7 @@ class Cascade(Selector):
             scanned=self._scanned,
             kept=self._kept,
             around=around,
-            scan_period=self.scan_every,
+            scan_period=scan_period(len(columns), self.scan_every),
             period=search_period(len(columns), self.search_every),
         )
 
@@ -123,7 +158,10 @@ class Cascade(Selector):
         q, nodes, winners = step.q, step.abstracts.nodes(step.layer), self._winners.get(step.layer)
         first, last, most = step.columns.start, step.columns.stop, MARGIN * step.num_columns
         if step.abstracts.num_absent:
-            most = max(min(self.max_candidates, MAX_CANDIDATES_ON_DISK), most)
+            if step.is_block:
+                most = max(min(self.max_candidates, MAX_CANDIDATES_ON_DISK), most)
+            else:
+                winners = self._lent if winners is None else torch.cat((winners, self._lent)).unique()
             columns = kernels.candidate_columns(q, nodes, first, last, step.scale, most, winners, step.turns)
             best = self._best(step, columns)
             step.out[: len(best)] = best
@@ -143,16 +181,37 @@ class Cascade(Selector):
             turns=step.turns,
         )
 
-    def _best(self, step: Step, columns: Tensor) -> Tensor:
-        """The best of `columns`, ascending."""
+    def _lenders(self, step: Step) -> list[int]:
+        """Layers that scan for others as well, in a pass over a question; none where all keys are in memory."""
+        if step.is_block or not step.abstracts.num_absent:
+            return []
+        keys = step.abstracts.all_keys
+        if len(step.columns) <= self.max_candidates:
+            return list(range(len(keys)))  # little to read
+        found = lenders(len(keys), keys[0].nbytes)
+        if step.layer <= found[0]:
+            self._lent = _no_columns()
+        return found
+
+    def _lend(self, step: Step, best: Tensor) -> None:
+        """Let later layers rank the nodes that these columns are in: keys are read by nodes anyway."""
+        nodes = (best // kernels.NODE_LEAVES).unique() * kernels.NODE_LEAVES
+        columns = (nodes[:, None] + torch.arange(kernels.NODE_LEAVES, dtype=torch.int32)).flatten()
+        lent = columns[(columns >= step.columns.start) & (columns < step.columns.stop)]
+        self._lent = torch.cat((self._lent, lent)).unique()
+
+    def _best(self, step: Step, columns: Tensor, count: int | None = None) -> Tensor:
+        """The best `count` of `columns`, as many as are to be chosen if not given; ascending."""
         mass = step.mass(step.q, columns)
-        return columns[mass.topk(min(step.num_columns, len(columns))).indices].sort().values
+        most = min(step.num_columns if count is None else count, len(columns))
+        return columns[mass.topk(most).indices].sort().values
 
     def _scan(self, step: Step) -> Tensor:
         """Many of the best of all, ascending; they are remembered."""
         first, last = step.columns.start, step.columns.stop
         sample = torch.arange(len(step.q) - 1, -1, -max(1, len(step.q) // SCAN_QUERIES)).flip(0)
         mass, scanned = step.mass(step.q[sample]), self._scanned[step.layer]
+        step.ranked[:] = [mass / (len(sample) * step.q.shape[1])]
         count = min(len(scanned) - 2, len(mass))
         best: Tensor = mass.topk(count).indices.sort().values.int() + first
         scanned[0], scanned[1] = count, last

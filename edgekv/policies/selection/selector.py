@@ -75,6 +75,9 @@ class Step:
     attended: Callable[[], Tensor] | None = None
     around: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     is_block: bool = False
+    ranked: list[Tensor] = field(default_factory=list)
+    """Left by a method that weighed all `columns` with the step's queries: the share of attention that each gets,
+    float32 `[len(columns)]`. The mass kept is told by it."""
 
     def mass(self, q: Tensor, columns: Tensor | None = None) -> Tensor:
         """Attention estimated from low-bit keys, brought from disk where they are not here: float32 `[n]`.
@@ -105,6 +108,8 @@ class Selector(Protocol):
     """One method; one instance serves one sequence at a time and may remember its earlier steps."""
 
     needs_attended: ClassVar[bool] = False
+    wants_keys: ClassVar[bool] = False
+    """Whether the pass of a single token shall find all low-bit keys in memory."""
 
     def select(self, step: Step) -> int:
         """Write the columns to attend to `step.out`, each once; how many, at most `step.num_columns`."""

@@ -126,6 +126,33 @@ typedef struct {
     const float *cos, *sin;    /* [ROWS][dim], valid where is_new */
 } FN(block);
 
+/* b->most of a block of leaves */
+INLINE void FN(largest_steps)(FN(block) *b, int D) {
+    for (int d = 0; d < D; d += 16) {
+#if W >= 8
+        __m128i all = _mm_setzero_si128();
+        for (int c = 0; c < b->count; c++)
+            all = _mm_max_epu8(all, _mm_loadu_si128((const __m128i *)(b->rows[c] + 8 + D + d)));
+#if W == 16
+        _mm512_storeu_ps(b->most + d, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(all)));
+#else
+        _mm256_storeu_ps(b->most + d, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(all)));
+        _mm256_storeu_ps(b->most + d + 8, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(all, 8))));
+#endif
+#else
+        typedef uint8_t v16 __attribute__((vector_size(16)));
+        v16 all = {0};
+        for (int c = 0; c < b->count; c++) {
+            v16 step;
+            memcpy(&step, b->rows[c] + 8 + D + d, 16);
+            v16 larger = (v16)(all > step);
+            all = (all & larger) | (step & ~larger);
+        }
+        for (int i = 0; i < 16; i++) b->most[d + i] = all[i];
+#endif
+    }
+}
+
 /* Sums and maximum of G heads over a block of leaves. q, partner: [G][D]; sums [G][ROWS]; top [G], total [G] apart */
 INLINE void FN(leaf_block)(const score_job *job, const FN(block) *b, const float *q, const float *partner, int G, int D,
                            float *sums, float *top, float *sum, long apart) {
@@ -301,19 +328,7 @@ INLINE void FN(score_range)(const score_job *job, long begin, long end, int D, i
                 b.next[c] = h + 1 < job->kv_heads ? b.rows[c] + size
                             : block + 1 < end && after < job->count ? FN(row_at)(job, after) : b.rows[c];
             }
-            if (!is_node) {
-                for (int d = 0; d < D; d += 16) {
-                    typedef uint8_t v16 __attribute__((vector_size(16)));
-                    v16 all = {0};
-                    for (int c = 0; c < b.count; c++) {
-                        v16 step;
-                        memcpy(&step, b.rows[c] + 8 + D + d, 16);
-                        v16 larger = (v16)(all > step);
-                        all = (all & larger) | (step & ~larger);
-                    }
-                    for (int i = 0; i < 16; i++) b.most[d + i] = all[i];
-                }
-            }
+            if (!is_node) FN(largest_steps)(&b, D);
             for (long t = 0; t < job->queries; t++)
                 for (long g = 0; g < group; g += 4) {
                     long head = t * job->heads + h * group + g;
