@@ -7,6 +7,7 @@ from edgekv.asyncio import AsyncConversation, AsyncRuntime
 from edgekv.catalog import FoundModel, found_models
 from edgekv.config import Config
 from edgekv.conversation import Branch, CancelToken, Conversation, ConversationInfo, Stream, Turn
+from edgekv.conversation.archive import Archive
 from edgekv.conversation.foreign import ForeignChat, read_foreign
 from edgekv.errors import (
     Busy,
@@ -42,6 +43,7 @@ from edgekv.stats import Move, Snapshot
 __version__ = "0.1.0"
 
 __all__ = [
+    "Archive",
     "AsyncConversation",
     "AsyncRuntime",
     "AttentionUse",

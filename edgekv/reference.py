@@ -22,7 +22,7 @@ _HEAD = """# API
 Everything that `import edgekv` gives, made from its docstrings by `python -m edgekv.reference`: change those.
 """
 _GROUPS = (
-    ("Running a model", ("Runtime", "AsyncRuntime", "Config", "Snapshot")),
+    ("Running a model", ("Runtime", "AsyncRuntime", "Archive", "Config", "Snapshot")),
     (
         "Talking",
         ("Conversation", "AsyncConversation", "Stream", "CancelToken", "Turn", "Branch", "ConversationInfo"),

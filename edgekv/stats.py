@@ -17,11 +17,10 @@ MoveKind = Literal["demoted", "dropped", "evicted"]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """KV that went from one tier to another.
+    """KV that went from one tier to another, in `num_moves` within the `seconds` that end `at` (since 1970).
 
-    `at` is seconds since 1970; `kind`: demoted (off the device; a copy lies below), dropped (the host's copy; it is
-    on disk), or evicted (the last copy: its tokens are computed again when needed). `name` is the conversation's,
-    None for one that is not open.
+    `kind`: demoted (off the device; a copy lies below), dropped (the host's copy; it is on disk), or evicted (the
+    last copy: its tokens are computed again when needed). `name` is the conversation's, None for one not open.
     """
 
     at: float
@@ -29,6 +28,8 @@ class Move:
     num_tokens: int
     why: str
     name: str | None = None
+    num_moves: int = 1
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

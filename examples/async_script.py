@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from edgekv import AsyncRuntime, Cancelled, ContextOverflow, Done, PrefillProgress, TextDelta
+from edgekv import AsyncRuntime, Cancelled, ContextOverflow, Done, EdgeKVError, PrefillProgress, TextDelta
 
 
 async def answer(runtime: AsyncRuntime, name: str, message: str) -> None:
@@ -39,4 +39,9 @@ async def main(text: str, questions: list[str]) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    asyncio.run(main(Path(sys.argv[1]).read_text("utf-8"), sys.argv[2:]))
+    try:
+        asyncio.run(main(Path(sys.argv[1]).read_text("utf-8"), sys.argv[2:]))
+    except (EdgeKVError, OSError, UnicodeDecodeError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -93,11 +93,16 @@ class Window:
 
 def main() -> None:
     """Open the window; the model is unloaded when nobody speaks for five minutes."""
+    root = tk.Tk()  # before the model is loaded: without a display there is nothing to load it for
     with Runtime(model=sys.argv[1] if len(sys.argv) > 1 else None, keep_alive=300) as runtime:
-        root = tk.Tk()
         Window(root, runtime)
         root.mainloop()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except tk.TclError as error:
+        sys.exit(f"there is no display for a window ({error}): start it on a desktop, or with ssh -X")
+    except EdgeKVError as error:
+        sys.exit(str(error))

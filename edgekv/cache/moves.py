@@ -1,41 +1,54 @@
 """What moved between the tiers lately, and why: for people, not for decisions.
 
-Bounded; the engine's thread writes, any thread may read. Knows ids and numbers, moves nothing.
+Bounded for each kind by itself: an answer that demotes with every token does not push out what was evicted an hour
+ago. The engine's thread writes, any thread may read. Knows ids and numbers, moves nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
+from typing import get_args
 
 from edgekv.cache.leaf import LEAF_TOKENS
 from edgekv.stats import Move, MoveKind
 
-MOST_MOVES = 200
-JOINED_S = 2.0
+MOST_OF_A_KIND = 50
+JOINED_S = 60.0
+
+Noted = tuple[bytes, Move]
 
 
 class MoveLog:
-    """The latest moves; those of the same kind that follow each other closely are one."""
+    """The latest moves of each kind; those of one sequence and for one reason that follow each other are one."""
 
     def __init__(self) -> None:
-        self._moves: deque[tuple[bytes, Move]] = deque(maxlen=MOST_MOVES)
+        self._noted: dict[MoveKind, tuple[Noted, ...]] = dict.fromkeys(get_args(MoveKind), ())
 
     def note(self, sequence_id: bytes, kind: MoveKind, num_columns: int, why: str) -> None:
         """`num_columns` of a sequence moved."""
         if num_columns <= 0:
             return
         move = Move(time.time(), kind, num_columns * LEAF_TOKENS, why)
-        if self._moves:
-            last_id, last = self._moves[-1]
-            is_same = (last_id, last.kind, last.why) == (sequence_id, kind, why)
-            if is_same and 0 <= move.at - last.at < JOINED_S:
-                joined = dataclasses.replace(move, num_tokens=last.num_tokens + move.num_tokens)
-                self._moves[-1] = (sequence_id, joined)
-                return
-        self._moves.append((sequence_id, move))
+        others = self._noted[kind]
+        for at, (last_id, last) in enumerate(others):
+            if (last_id, last.why) == (sequence_id, why) and 0 <= move.at - last.at < JOINED_S:
+                move = _joined(last, move)
+                others = (*others[:at], *others[at + 1 :])
+                break
+        # A new tuple in place of the old: whoever reads meanwhile has one of them, whole.
+        self._noted[kind] = (*others[1 - MOST_OF_A_KIND :], (sequence_id, move))
 
-    def latest(self) -> list[tuple[bytes, Move]]:
-        """Sequence ids and moves, oldest first (any thread)."""
-        return list(self._moves.copy())  # one call that holds the GIL: the deque may grow meanwhile
+    def latest(self) -> list[Noted]:
+        """Sequence ids and moves, oldest first by the time of their end (any thread)."""
+        noted = [one for of_a_kind in self._noted.values() for one in of_a_kind]
+        return sorted(noted, key=lambda one: one[1].at)
+
+
+def _joined(last: Move, move: Move) -> Move:
+    return dataclasses.replace(
+        move,
+        num_tokens=last.num_tokens + move.num_tokens,
+        num_moves=last.num_moves + 1,
+        seconds=move.at - last.at + last.seconds,
+    )

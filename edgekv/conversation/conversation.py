@@ -41,19 +41,23 @@ class Conversation:
     """
 
     def __init__(
-        self, identity: Identity, *, front: FrontLike, config: Config, journal: Journal, executor: Executor,
+        self, identity: Identity, *, front: FrontLike | None, config: Config, journal: Journal, executor: Executor,
         private: bool, refusal: str | None = None,
     ) -> None:  # fmt: skip
-        """`refusal`, if given, is why this conversation can be read but not continued."""
+        """`refusal`, if given, is why this conversation can be read but not continued; only then there may be no
+        `front`.
+        """
+        assert front is not None or refusal is not None, "without a model it can only be read"
         self.name = identity.name
         self.private = private
         self.sequence_id = identity.sequence_id
         self._identity = identity
-        self._front = front
+        self._model_front = front
         self._config = config
         self._journal = journal
         self._executor = executor
         self._refusal = refusal
+        self._is_read_only = refusal is not None
         self._lock = threading.RLock()
         self._tree = TurnTree()
         self._active: Generation | None = None
@@ -152,7 +156,7 @@ class Conversation:
                     self._tree.take_back(new)
                     raise
                 self._tree.head = new[-1].id
-                self._journal.settle()  # what is owed still was told, and the next answer says it again
+                self._journal.settle_all()  # what is owed still was told, and the next answer says it again
 
     def cancel(self) -> None:
         """Stop the answer being made, if any; what is there of it is kept."""
@@ -194,12 +198,16 @@ class Conversation:
             return self._tree.branches()
 
     def switch(self, branch: Branch | int) -> None:
-        """Go on from the end of `branch` (or from the turn with that id)."""
+        """Go on from the end of `branch` (or from the turn with that id).
+
+        A conversation opened to be read goes there too, and nothing of it is kept.
+        """
         self._wait_idle()
         with self._lock:
-            self._check_continuable()
             turn = self._tree.get(branch.id if isinstance(branch, Branch) else branch)
-            self._journal.save_head(turn.id)
+            if not self._is_read_only:
+                self._check_continuable()
+                self._journal.save_head(turn.id)
             self._tree.head = turn.id
 
     def where(self) -> str:
@@ -221,6 +229,11 @@ class Conversation:
         if active is not None:
             active.cancel()
             active.wait()
+
+    @property
+    def _front(self) -> FrontLike:
+        assert self._model_front is not None, "what needs a model was refused before"
+        return self._model_front
 
     def _begin(
         self,
@@ -343,7 +356,7 @@ class Conversation:
         except StoreError as error:
             self._journal.owe(path)
             return [f"this turn is in memory only: {error}"]
-        why = self._journal.settle()
+        why = self._journal.settle_all()
         return [] if why is None else [f"earlier turns are in memory only: {why}"]
 
     def _check_continuable(self) -> None:

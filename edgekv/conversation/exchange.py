@@ -13,7 +13,7 @@ import msgspec
 from edgekv.conversation.journal import Meta
 from edgekv.conversation.library import check_name
 from edgekv.conversation.markdown import markdown_lines
-from edgekv.conversation.turns import Turn, TurnTree
+from edgekv.conversation.turns import Turn, TurnTree, facts_of
 from edgekv.errors import ConversationError
 from edgekv.events import Exactness, FinishReason  # noqa: TC001  msgspec reads them at run time
 
@@ -45,7 +45,7 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     answer: str
     state: str
     finish_reason: FinishReason | None = None
-    exactness: Exactness = "exact"
+    exactness: Exactness | msgspec.UnsetType = msgspec.UNSET
     answer_ended: bool = False
     is_whole: bool = False
     prompt_ids: list[int] = []
@@ -72,6 +72,7 @@ def export_lines(library: Library, name: str) -> Iterator[str]:
     for turn in tree.turns():
         values: dict[str, Any] = {field: getattr(turn, field) for field in _Line.__struct_fields__}
         values |= {"prompt_ids": list(turn.prompt_ids), "answer_ids": list(turn.answer_ids)}
+        values["exactness"] = turn.exactness or msgspec.UNSET
         yield msgspec.json.encode(_Line(**values)).decode()
 
 
@@ -147,14 +148,16 @@ def _turn(number: int, line: _Line, ids: dict[int, int], turn_id: int) -> Turn:
         raise ConversationError(f"line {number}: {error}") from error
     if any(token < 0 for token in (*prompt_ids, *answer_ids)):
         raise ConversationError(f"line {number}: a token id below 0")
+    exactness = None if line.exactness is msgspec.UNSET else line.exactness
+    finish_reason, exactness = facts_of(line.state, line.sampling, line.finish_reason, exactness)
     return Turn(
         id=turn_id,
         parent=None if line.parent is None else ids[line.parent],
         user=line.user,
         answer=line.answer,
         state=line.state,  # type: ignore[arg-type]  # checked above
-        finish_reason=line.finish_reason,
-        exactness=line.exactness,
+        finish_reason=finish_reason,
+        exactness=exactness,
         answer_ended=line.answer_ended,
         is_whole=line.is_whole,
         prompt_ids=prompt_ids,

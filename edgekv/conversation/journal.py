@@ -49,11 +49,14 @@ class Journal(Protocol):
         ...
 
     def owe(self, path: list[Turn]) -> None:
-        """`save` was refused and the turns stay: `settle` keeps them, the last one as the head."""
+        """`save` was refused and the turns stay: `settle_all` keeps them, the last one as the head."""
         ...
 
-    def settle(self) -> str | None:
-        """Try again what is owed; why some of it still is, None when all is kept."""
+    def settle_all(self) -> str | None:
+        """Try again what is owed, by whatever conversation; why some of this one's still is, None when all is kept.
+
+        After a turn was kept: the conversation that owes may not speak again for long.
+        """
         ...
 
     def save_head(self, turn_id: int | None) -> None:
@@ -73,7 +76,7 @@ class PrivateJournal:
     def owe(self, path: list[Turn]) -> None:
         """Nothing is ever owed."""
 
-    def settle(self) -> str | None:
+    def settle_all(self) -> str | None:
         """None."""
         return None
 

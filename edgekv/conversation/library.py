@@ -165,7 +165,8 @@ class Library:
         Delete the KV next and call `end_forgetting`: whoever dies in between finds it done at the next start.
         """
         row = self.require(name)
-        self._owing.difference_update(self._owing_of(row.id))
+        for journal in self._owing_of(row.id):
+            journal.drop_owed()
         if self.keys is not None:
             with translated():
                 self.keys.destroy(row.sequence_id)
@@ -257,6 +258,10 @@ class Library:
     def _info(self, row: ConversationRow) -> ConversationInfo:
         meta = decode_meta(row.meta, row.name)
         good, bad = self._transcripts.readable_turns(row.id)
+        if len(good) + len(bad) != row.num_turns:
+            now = self._transcripts.get(row.name)
+            if now is not None and now.num_turns != row.num_turns:  # it went on between the two looks at it
+                return self._info(now)
         damaged = not_replaced(good, bad)
         num_turns = row.num_turns - len(bad) + len(damaged)
         if damaged or len(good) + len(bad) != row.num_turns:  # listed all the same, and it can be forgotten

@@ -6,10 +6,11 @@ except where the template itself rewrites earlier turns.
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from typing import TYPE_CHECKING, Protocol
 
-from edgekv.conversation.turns import Turn, answered
+from edgekv.conversation.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -179,9 +180,7 @@ def _exchange_turns(
             before.append(turn)
             break
         ids = array("i", front.tokenizer.encode_pieces([(answer, False)]))
-        before.append(
-            answered(turn, text=answer, token_ids=ids, finish_reason="stop", exactness="exact", ended=False)
-        )
+        before.append(dataclasses.replace(turn, answer=answer, answer_ids=ids, state="complete"))
     return before[len(path) :]
 
 

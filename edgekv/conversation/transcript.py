@@ -40,7 +40,8 @@ class TranscriptJournal:
     ) -> None:
         """`read_only`: damaged turns that cannot be rebuilt become placeholders instead of an error.
 
-        `owing` holds this journal as long as it owes turns, so that whoever closes the file can try once more.
+        `owing` holds this journal as long as it owes turns, so that whoever keeps a turn of another conversation,
+        or closes the file, can try once more.
         """
         self._transcripts = transcripts
         self._read_only = read_only
@@ -51,7 +52,7 @@ class TranscriptJournal:
         self._owed: dict[int, Turn] = {}
         self._owed_head: int | None = None  # an owed turn without a row: the head once it has one
         self._owing = set() if owing is None else owing
-        self._lock = threading.RLock()  # who closes the file settles too
+        self._lock = threading.RLock()  # others settle too; whoever holds it waits for no other journal
 
     @property
     def conversation_id(self) -> int:
@@ -140,8 +141,19 @@ class TranscriptJournal:
                 self._owed_head = path[-1].id
             self._owing.add(self)
 
+    def settle_all(self) -> str | None:
+        """See Journal. Of other conversations only they, and closing, tell what is still refused."""
+        why = self.settle()
+        for other in tuple(self._owing):
+            if other is not self:
+                other.settle()
+        return why
+
     def settle(self) -> str | None:
-        """See Journal. Each turn by itself: one that is refused for ever does not stop the others."""
+        """Try again what this conversation owes; why some of it still is owed, None when all is kept.
+
+        Each turn by itself: one that is refused for ever does not stop the others.
+        """
         why = None
         with self._lock:
             for turn_id in sorted(self._owed):  # parents come before their children
@@ -154,6 +166,12 @@ class TranscriptJournal:
             if not self._owed:
                 self._owing.discard(self)
         return why
+
+    def drop_owed(self) -> None:
+        """Its conversation is being forgotten: nothing is written for it any more, whoever is about to."""
+        with self._lock:
+            self._owed.clear()
+            self._owing.discard(self)
 
     def _keep_owed(self, turn: Turn) -> None:
         if turn.id in self._rows:

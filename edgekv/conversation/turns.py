@@ -17,7 +17,7 @@ from edgekv.errors import ConversationError, StoreError
 from edgekv.events import Exactness, FinishReason  # noqa: TC001  msgspec reads them at run time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 TurnState = Literal["pending", "complete", "stopped", "damaged"]
 TURN_FORMAT = 1
@@ -35,6 +35,8 @@ class Turn:
     of a cancelled answer), or damaged (kept, and not readable any more). `prompt_ids` are the tokens this turn
     added before its answer; with `is_whole` they are the whole context instead, because the template rewrote
     what came before. `answer_ids` are the generated tokens, the end token included if it was generated.
+    `sampling` is what the answer is drawn with: empty where it was not made here. How such an answer came to be is
+    not known: `finish_reason` and `exactness` are then None, as they are before there is an answer.
     `replaces` is the damaged transcript row that a rebuilt turn stands for; None for all others.
     """
 
@@ -44,7 +46,7 @@ class Turn:
     answer: str = ""
     state: TurnState = "pending"
     finish_reason: FinishReason | None = None
-    exactness: Exactness = "exact"
+    exactness: Exactness | None = None
     answer_ended: bool = False
     is_whole: bool = False
     prompt_ids: array[int] = field(default_factory=_no_ids, repr=False)
@@ -56,6 +58,11 @@ class Turn:
     def is_rebuilt(self) -> bool:
         """Put together again from stored tokens, because its row was damaged."""
         return self.replaces is not None and self.state != "damaged"
+
+    @property
+    def is_imported(self) -> bool:
+        """Its answer was made elsewhere."""
+        return self.state == "complete" and not self.sampling and not self.is_rebuilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +173,7 @@ def encode_turn(turn: Turn) -> bytes:
         answer=turn.answer,
         state=turn.state,
         finish_reason=turn.finish_reason,
-        exactness=turn.exactness,
+        exactness=turn.exactness or "exact",  # every version reads this; without `sampling` it means nothing
         answer_ended=turn.answer_ended,
         is_whole=turn.is_whole,
         prompt_ids=_pack(turn.prompt_ids),
@@ -189,14 +196,15 @@ def decode_turn(blob: bytes, *, turn_id: int, parent: int | None) -> Turn:
         raise StoreError(
             f"turn {turn_id} has format {record.format}, this edgekv reads {TURN_FORMAT}; upgrade it"
         )
+    finish_reason, exactness = facts_of(record.state, record.sampling, record.finish_reason, record.exactness)
     return Turn(
         id=turn_id,
         parent=parent,
         user=record.user,
         answer=record.answer,
         state=record.state,
-        finish_reason=record.finish_reason,
-        exactness=record.exactness,
+        finish_reason=finish_reason,
+        exactness=exactness,
         answer_ended=record.answer_ended,
         is_whole=record.is_whole,
         prompt_ids=_unpack(record.prompt_ids),
@@ -204,6 +212,20 @@ def decode_turn(blob: bytes, *, turn_id: int, parent: int | None) -> Turn:
         sampling=record.sampling,
         replaces=record.replaces,
     )
+
+
+def facts_of(
+    state: str,
+    sampling: Mapping[str, object],
+    finish_reason: FinishReason | None,
+    exactness: Exactness | None,
+) -> tuple[FinishReason | None, Exactness | None]:
+    """Why an answer ended and how exact it is, as stored; None for what was not answered here.
+
+    There "exact" only fills its place, and edgekv once wrote that imported answers were ended by the model.
+    """
+    is_answered_here = bool(sampling) and state in ("complete", "stopped")
+    return (finish_reason, exactness) if is_answered_here else (None, None)
 
 
 def damaged_turn(turn_id: int, parent: int | None, row: int) -> Turn:

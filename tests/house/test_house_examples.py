@@ -3,7 +3,10 @@
 import asyncio
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -26,6 +29,8 @@ def faked(monkeypatch, data_dir):
             return real(**{"engine_factory": FakeFactory(), "data_dir": data_dir, **options})
 
         monkeypatch.setattr(edgekv, name, fake)
+    archive = edgekv.Archive
+    monkeypatch.setattr(edgekv, "Archive", lambda **options: archive(data_dir=data_dir, **options))
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -61,6 +66,28 @@ def test_the_window(faked, monkeypatch):
     assert "".join(shown) == "> hi\nhello there\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tk_chat.py"], "there is no display for a window"),
+        (["async_script.py", "nowhere.txt", "what?"], "nowhere.txt"),
+        (["async_script.py", "async_script.py", "what?"], "no file and no found model is called 'nowhere'"),
+    ],
+)
+def test_what_an_example_cannot_do_is_one_line(arguments, told, data_dir):
+    """Guards the first thing a person tries, on a machine without a display, a file or a model: a traceback."""
+    pytest.importorskip("tkinter")
+    environ = {
+        name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")
+    }
+    environ |= {"EDGEKV_MODEL": "nowhere", "EDGEKV_DATA_DIR": str(data_dir)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=EXAMPLES, env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert told in done.stderr
+
+
 def test_the_notebook(faked, capsys):
     """Guards the cells, run in order; none was committed with an output."""
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
@@ -79,7 +106,9 @@ def test_the_guides_blocks(faked, capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(block, "docs/programs.md", "exec"), names)
-    assert capsys.readouterr().out.endswith("hello there\n")
+    shown = capsys.readouterr().out
+    assert "trip ['Plan day 2', 'And day 3?'" in shown
+    assert shown.endswith("hello there\n")
     assert names["again"].usage.reused_tokens > 60
 
 

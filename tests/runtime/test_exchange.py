@@ -1,6 +1,7 @@
 """Conversations as files: what goes out comes in again, and what makes no sense is told by its line."""
 
 import asyncio
+import dataclasses
 import errno
 import json
 import sqlite3
@@ -11,6 +12,7 @@ from fakes import FakeFactory
 from edgekv import AsyncRuntime, ConversationError, StoreError
 from edgekv.conversation.exchange import export_markdown
 from edgekv.conversation.linefile import write_lines
+from edgekv.conversation.turns import decode_turn, encode_turn
 
 
 def talk(runtime):
@@ -159,3 +161,53 @@ def test_a_full_drive_leaves_no_half_export(tmp_path):
     with pytest.raises(ConversationError, match="choose a new file"):
         asyncio.run(write_lines(path, lines()))
     assert path.read_text() == "whole\n"
+
+
+def test_of_an_imported_answer_nothing_is_invented(open_runtime):
+    """Guards answers of other programs: they were kept as exact, and as ended by the model. What an earlier version
+    wrote so, to the transcripts or to a file, is read for what it is.
+    """
+    runtime = open_runtime()
+    runtime.conversation("trip").add_exchanges([("one", "made elsewhere")])
+    runtime.conversation("trip").send("two")
+
+    def facts(turn):
+        return turn.is_imported, turn.exactness, turn.finish_reason
+
+    expected = [(True, None, None), (False, "exact", "stop")]
+    assert [facts(turn) for turn in runtime.conversation("trip").history()] == expected
+    lines = runtime.export_conversation("trip")
+    line = json.loads(lines[1])
+    assert ("exactness" in line, line["finish_reason"], json.loads(lines[2])["exactness"]) == (
+        False,
+        None,
+        "exact",
+    )
+    earlier = [lines[0], json.dumps(line | {"exactness": "exact", "finish_reason": "stop"}), lines[2]]
+    runtime.import_conversation(earlier, "from a file")
+    stored = dataclasses.replace(
+        runtime.conversation("trip").history()[0], exactness="exact", finish_reason="stop"
+    )
+    assert facts(decode_turn(encode_turn(stored), turn_id=0, parent=None)) == expected[0]
+    runtime.close()
+    runtime = open_runtime()
+    for name in ("trip", "from a file"):
+        assert [facts(turn) for turn in runtime.conversation(name).history()] == expected
+
+
+def test_a_list_read_in_the_middle_of_a_message_tells_of_no_damage(open_runtime, monkeypatch):
+    """Guards the list while somebody talks: a turn that came between two looks at a conversation was damage."""
+    from edgekv_storage import Transcripts
+
+    runtime = open_runtime()
+    chat = talk(runtime)
+    read, said = Transcripts.readable_turns, iter(["three", "four"])
+
+    def slow(transcripts, conversation_id):
+        for text in said:
+            chat.send(text)
+            break
+        return read(transcripts, conversation_id)
+
+    monkeypatch.setattr(Transcripts, "readable_turns", slow)
+    assert [(info.num_turns, info.is_damaged) for info in runtime.conversations()] == [(5, False)]

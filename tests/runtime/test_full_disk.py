@@ -191,3 +191,78 @@ def test_refused_exchanges_are_not_kept_later(open_runtime, full_disk):
     runtime.close()
     expected = [("one", "complete", "hello there"), ("two", "complete", "b")]
     assert kept(open_runtime) == (expected, ["one", "two"])
+
+
+def committed(open_runtime, name):
+    """What a program that is killed now would leave: another process reads it while this one is still open."""
+    reader = open_runtime()
+    assert reader.degraded is not None
+    turns = reader.conversation(name, read_only=True).turns()
+    reader.close()
+    return [(turn.user, turn.state, turn.answer) for turn in turns]
+
+
+def test_a_turn_of_another_conversation_keeps_what_was_refused(open_runtime, full_disk):
+    """Guards a turn whose conversation did not speak again: there had long been room, every later turn elsewhere
+    was kept, and a kill lost it."""
+    runtime = open_runtime()
+    a, b, c = (runtime.conversation(name) for name in "abc")
+    with full_disk():
+        for chat in (a, c):
+            assert any("in memory only" in notice for notice in chat.send("when it was full").notices)
+    assert [committed(open_runtime, name) for name in "ac"] == [[], []]
+    assert b.send("there is room again").notices == ()
+    expected = [("when it was full", "complete", "hello there")]
+    assert [committed(open_runtime, name) for name in "ac"] == [expected, expected]
+    with full_disk("update_turn"):
+        a.send("again")
+    assert [state for _, state, _ in committed(open_runtime, "a")] == ["complete", "pending"]
+    b.add_exchanges([("made", "elsewhere")])
+    assert [state for _, state, _ in committed(open_runtime, "a")] == ["complete", "complete"]
+
+
+def test_what_another_conversation_is_refused_for_ever_is_told_there_only(open_runtime, monkeypatch):
+    """Guards every other conversation against one that cannot be written: their turns are kept, what they owe too,
+    and nothing is said that is not theirs."""
+    runtime = open_runtime()
+    chats = {name: runtime.conversation(name) for name in "abc"}
+    stubborn = runtime._library.require("a").id
+    inner, refusing = (
+        Transcripts.append_turns,
+        {row.id for row in runtime._library._transcripts.conversations()},
+    )
+
+    def append_turns(self, conversation_id, *args, **kwargs):
+        if conversation_id in refusing:
+            raise DiskFull("the drive is full")
+        return inner(self, conversation_id, *args, **kwargs)
+
+    monkeypatch.setattr(Transcripts, "append_turns", append_turns)
+    chats["a"].send("one")
+    chats["c"].send("two")
+    refusing -= refusing - {stubborn}
+    assert chats["b"].send("three").notices == ()
+    assert [[user for user, _, _ in committed(open_runtime, name)] for name in "abc"] == [
+        [],
+        ["three"],
+        ["two"],
+    ]
+    assert any("drive is full" in notice for notice in chats["a"].send("four").notices)
+    refusing.clear()
+    assert chats["b"].send("five").notices == ()
+    assert [user for user, _, _ in committed(open_runtime, "a")] == ["one", "four"]
+
+
+def test_what_is_being_forgotten_is_not_settled(open_runtime, full_disk):
+    """Guards forgetting against a turn that is kept elsewhere at that moment: it had the journal in its hand
+    already, and wrote for a conversation whose key was gone."""
+    runtime = open_runtime()
+    with full_disk():
+        runtime.conversation("a").send("one")
+    (journal,) = runtime._library._owing
+    with full_disk("delete_sequence"), pytest.raises(StoreError):
+        runtime.forget("a")
+    assert (journal.settle(), journal.num_owed, runtime._library._owing) == (None, 0, set())
+    runtime.forget("a")
+    assert runtime.conversation("b").send("two").notices == ()
+    assert runtime.conversations()[0].name == "b"

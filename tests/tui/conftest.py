@@ -14,6 +14,7 @@ from textual.keys import _character_to_key
 
 from edgekv import Config, Runtime, found_models
 from edgekv_tui.app import ChatApp
+from edgekv_tui.screens import pages
 from edgekv_tui.session import Session
 from edgekv_tui.widgets import memory
 
@@ -150,6 +151,7 @@ class Person:
 def sit_down(data_dir, monkeypatch):
     """`async with sit_down(...) as person`: the chat, opened over the test's data directory."""
     monkeypatch.setattr(memory, "EVERY_S", 0.1)
+    monkeypatch.setattr(pages, "EVERY_S", 0.1)
 
     @asynccontextmanager
     async def sit_down(

@@ -1,11 +1,12 @@
 """Keys, themes, the palette, models and leaving."""
 
+import asyncio
 import os
 import signal
 import threading
 
 import pytest
-from fakes import FakeFactory
+from fakes import FakeEngine, FakeFactory
 
 from edgekv import ConfigError, ModelLoadError, Runtime
 from edgekv_tui.search.keeper import SearchKeeper
@@ -66,6 +67,25 @@ async def test_the_palette_finds_deeds(sit_down):
         await person.sees("Enter: go on")
 
 
+async def test_the_palette_finds_conversations_and_has_a_key_of_its_own(sit_down):
+    """Guards long lists, and a terminal that takes Ctrl+P for itself: F1 did not list it."""
+    async with sit_down(settings=Settings(keys={"app.palette": "f9"})) as person:
+        await person.talks("about trains")
+        await person.presses("ctrl+n")
+        await person.misses("about trains")
+        await person.talks("about ships")
+        await person.presses("f1")
+        await person.sees("[app.palette]", "F9")
+        await person.presses("escape")
+        await person.misses("[app.palette]")
+        await person.presses("ctrl+p")
+        await person.presses("f9")
+        await person.types("about trains")
+        await person.sees("Go to this conversation")
+        await person.presses("down", "enter")
+        await person.until(lambda: [turn.user for turn in person.history()] == ["about trains"])
+
+
 async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
     """Guards the first start: what was found is listed, how to add one is said, one key begins with it."""
     monkeypatch.chdir(tmp_path)
@@ -103,9 +123,8 @@ async def test_a_message_to_no_model_says_so(sit_down):
         await person.says("hi")
         await person.sees("no model is loaded; Ctrl+P: Use another model", "nothing was sent", "█ hi")
         assert "loaded; wait" not in person.screen()
-        await person.presses("ctrl+f")
-        await person.sees("no model is loaded", times=2)
-        await person.presses("escape")
+        await person.presses("ctrl+r")
+        await person.sees("there is no message yet that could be answered again")
         fails.clear()
         await person.does("load_again")
         await person.until(lambda: person.app.session.is_open)
@@ -140,28 +159,64 @@ async def test_leaving_keeps_the_part_that_was_said(sit_down):
         await person.sees("word word", "[stopped]")
 
 
-async def test_what_was_begun_outlives_a_new_session_where_it_may(sit_down):
-    """Guards words begun in a private chat: they are not in the kept one that is there once the model is loaded
-    again, where Enter would store them. Nor does an edit become a new message.
+async def test_what_was_begun_outlives_a_new_session(sit_down):
+    """Guards what was written when the model is loaded again: it was in another chat then, where Enter would have
+    sent it, words begun in a private one among them, or gone, as an edit was.
     """
     async with sit_down("a") as person:
-        prompt = person.app.chat_screen.query_one("#prompt")
+        screen = person.app.chat_screen
+        prompt = screen.query_one("#prompt")
         await person.talks("hi")
-        for begin, shows, kept in (
-            ("ctrl+n", "Nothing was said yet", "begun"),
-            ("ctrl+t", "PRIVATE", ""),
-            ("f2", "editing message 1", ""),
+        for begin, shows, private in (
+            ("f2", "editing message 1", False),
+            ("ctrl+n", "Nothing was said yet", False),
+            ("ctrl+t", "PRIVATE", True),
         ):
             await person.presses(begin)
             await person.sees(shows)
-            await person.types("begun")
+            await person.types(" begun")
             await person.until(lambda: prompt.text.endswith("begun"))
-            chat = person.app.chat_screen.chat
+            session, opens = person.app.session, person.app.session.num_opens
             await person.does("load_again")
-            await person.until(lambda chat=chat: person.app.chat_screen.chat is not chat)
-            await person.sees("hello there")
-            assert prompt.text == kept
-            prompt.empty()
+            await person.until(lambda session=session, opens=opens: session.num_opens > opens)
+            await person.misses("loading")
+            await person.sees(shows)
+            assert (screen.chat.private, screen.chat.conversation is None) == (private, begin != "f2")
+            assert prompt.text == ("hi begun" if begin == "f2" else " begun")
+        await person.presses("enter")
+        await person.sees("hello there")
+        assert [turn.user for turn in person.history()] == ["begun"]
+        assert person.app.session.known_names == ["a"]
+        await person.presses("ctrl+n")
+        await person.until(lambda: prompt.text == " begun", "what was begun in the other one")
+
+
+async def test_a_message_that_a_failed_engine_refused_is_not_lost(sit_down, monkeypatch):
+    """Guards words said to an engine that died: they stood in the conversation as a turn that nobody had kept, and
+    were gone with the next one shown.
+    """
+
+    def fail(_engine):
+        raise MemoryError("no memory")
+
+    async with sit_down("a") as person:
+        screen = person.app.chat_screen
+        prompt = screen.query_one("#prompt")
+        await person.talks("hi")
+        worker = person.app.session.runtime._worker
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeEngine, "is_loaded", property(fail), raising=False)  # asked between two jobs
+            worker.call(lambda _engine: None)
+            await person.until(lambda: worker._failure is not None)
+        await person.says("more")
+        await person.sees("the engine failed (MemoryError: no memory)")
+        await person.until(lambda: prompt.text == "more", "the message in the prompt")
+        assert "[no answer]" not in person.screen()
+        await person.does("load_again")
+        await person.misses("loading", "closing", "failed")
+        assert prompt.text == "more"
+        await person.presses("enter")
+        await person.until(lambda: [turn.user for turn in person.history()] == ["hi", "more"])
 
 
 async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
@@ -171,10 +226,10 @@ async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
     is_searching, may_go_on, left = threading.Event(), threading.Event(), []
     read = SearchKeeper._read
 
-    def slow_read(*what):
+    async def slow_read(*what):
         is_searching.set()
-        may_go_on.wait(10)
-        read(*what)
+        await asyncio.to_thread(may_go_on.wait, 10)
+        await read(*what)
 
     async with sit_down("a") as person:
         await person.talks("hi")

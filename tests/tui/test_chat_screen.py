@@ -1,14 +1,18 @@
 """What a person does most in the chat, and sees while doing it."""
 
 import asyncio
+import dataclasses
 import threading
 
 from fakes import FakeFactory
+from textual import events
 
 from edgekv import ModelLoadError, Runtime
 from edgekv.conversation.kept import kept_conversations
+from edgekv_tui import quiet
 from edgekv_tui.app import ChatApp
-from edgekv_tui.widgets import transcript
+from edgekv_tui.screens.chat import ChatScreen
+from edgekv_tui.widgets import prompt, transcript
 from edgekv_tui.widgets.answer import Answer
 
 MARKDOWN = "Two **bold** words:\n\n- first\n- second\n\n```python\nx = 1\n```\n"
@@ -201,6 +205,50 @@ async def test_only_the_last_turns_are_mounted_and_earlier_ones_come(sit_down, d
         await person.sees("question 5", "answer 5")
 
 
+async def test_a_tall_window_is_filled(sit_down, data_dir, monkeypatch):
+    """Guards the turns before those that are mounted: where all of these are seen, none can be scrolled to."""
+    monkeypatch.setattr(transcript, "MOUNTED_TURNS", 2)
+    with Runtime(engine_factory=FakeFactory(), data_dir=data_dir) as runtime:
+        runtime.conversation("a").add_exchanges([(f"question {n}", f"answer {n}") for n in range(20)])
+    async with sit_down("a", size=(80, 60)) as person:
+        await person.sees("question 19", "question 12")
+        shown = person.app.chat_screen.query_one("#transcript")
+        await person.until(lambda: shown.max_scroll_y > 0)
+        assert 0 < shown.views[0].number <= 12
+        await person.sees("question 19")
+
+
+async def test_a_key_is_drawn_before_more_of_the_answer(sit_down, monkeypatch):
+    """Guards the letters of a person: an update that came between a key and its frame took both 40 ms further."""
+    monkeypatch.setattr(prompt, "LONGEST_DRAW_S", 20)
+    drawn = []
+    async with sit_down() as person:
+        app, written = person.app, person.app.chat_screen.query_one("#prompt")
+        display = app._display
+        monkeypatch.setattr(app, "_display", lambda *shown: (drawn.append(written.text), display(*shown)))
+        for text in ("x", "xy"):
+            drawn.clear()
+            written.post_message(events.Key(text[-1], text[-1]))
+            await person.until(lambda text=text: written.text == text)
+            await written.until_drawn()
+            assert text in drawn
+
+
+async def test_garbage_is_looked_for_when_nobody_waits(sit_down, monkeypatch):
+    """Guards keys while an answer streams, and memory: once a conversation is shown, and after answers that nobody
+    goes on to write after.
+    """
+    monkeypatch.setattr(quiet, "QUIET_S", 0.01)
+    done = []
+    monkeypatch.setattr(
+        ChatApp, "get_default_screen", lambda app: ChatScreen(app.session, {}, lambda: done.append(1))
+    )
+    async with sit_down() as person:
+        await person.until(lambda: done == [1])
+        await person.talks("hi")
+        await person.until(lambda: done == [1, 1])
+
+
 async def test_what_was_begun_stays_with_its_conversation(sit_down):
     """Guards private words: written in one chat, they are not sent in another."""
     async with sit_down() as person:
@@ -286,3 +334,57 @@ async def test_an_answer_reads_nothing_of_other_conversations(sit_down, monkeypa
             await person.talks("second")
             await person.until(lambda: [info.name for info in person.app.session._infos] == ["second", "one"])
         assert [expect for _, expect, _ in person.engine.hints] == ["user", "user"]
+
+
+async def test_a_message_is_edited_while_it_is_answered(sit_down):
+    """Guards the program: the turn was another one, by value, once its answer had come, and sending ended it all.
+    What was written meanwhile was lost where one went away and came back."""
+    async with sit_down(answer="alpha beta gamma delta omega " * 6, token_s=0.01) as person:
+        screen = person.app.chat_screen
+        await person.says("first")
+        await person.sees("alpha")
+        await person.presses("f2")
+        await person.until(lambda: screen._editing is not None)
+        await person.types(" better")
+        chat = screen.chat
+        await person.presses("ctrl+n")
+        await person.until(lambda: screen.chat is not chat and not chat.is_answering)
+        await screen.show(chat)
+        assert screen.query_one("#prompt").text == "first better"
+        await person.presses("enter")
+        await person.until(lambda: [turn.user for turn in person.history()] == ["first better"])
+        await person.until(lambda: not chat.is_answering)
+        assert [turn.user for turn in chat.conversation.turns()] == ["first", "first better"]
+
+
+async def test_words_outlive_the_message_that_they_edit(sit_down):
+    """Guards what is written: where the edited message is on another branch now, it goes back to the prompt."""
+    async with sit_down(answer="yes") as person:
+        screen = person.app.chat_screen
+        await person.says("first")
+        await person.until(lambda: not screen.chat.is_answering and len(person.history()) == 1)
+        await person.presses("f2")
+        await person.until(lambda: screen._editing is not None)
+        screen._editing = dataclasses.replace(screen._editing, id=99)
+        await person.presses("enter")
+        await person.sees("not on this branch any more")
+        assert (screen.query_one("#prompt").text, screen._editing) == ("first", None)
+        await person.presses("enter")
+        await person.until(lambda: [turn.user for turn in person.history()] == ["first", "first"])
+
+
+async def test_an_answers_end_waits_for_no_key(sit_down, monkeypatch):
+    """Guards the end of an answer: it waited for a letter to be drawn, the next message was sent meanwhile, and
+    neither the end nor the figures of the first were ever shown; they became the second's."""
+    waited = []
+
+    async def until_drawn(self):
+        waited.append(self.app.chat_screen.chat.answering.has_ended)
+
+    async with sit_down(answer="alpha beta", token_s=0.02) as person:
+        monkeypatch.setattr(prompt.Prompt, "until_drawn", until_drawn)
+        await person.says("first")
+        await person.until(lambda: not person.app.chat_screen.chat.is_answering)
+        await person.sees("alpha beta")
+    assert waited
+    assert not any(waited)

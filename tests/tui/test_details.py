@@ -25,3 +25,17 @@ def test_positions_lead_back_to_turns():
     assert rows["turn 2"] == "in 50% of the steps: question 1"
     assert rows["turn 1"] == "in 25% of the steps: question 0"
     assert "turn 3" not in rows
+
+
+def test_of_an_answer_that_was_not_made_here_nothing_is_told_but_that():
+    """Guards against figures of another program's answer: it was "exact" and "the model ended it"."""
+    ids = array("i", range(4))
+    imported = Turn(0, None, "one", "elsewhere", "complete", prompt_ids=ids, answer_ids=ids)
+    rows = dict(detail_rows([imported], None))
+    assert rows == {
+        "made": "elsewhere, and imported: how is not known",
+        "message": "4 tokens",
+        "answer": "4 tokens",
+    }
+    rebuilt = Turn(0, None, "one", "again", "complete", prompt_ids=ids, answer_ids=ids, replaces=7)
+    assert set(dict(detail_rows([rebuilt], None))) == {"rebuilt", "message", "answer"}

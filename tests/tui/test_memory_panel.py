@@ -1,8 +1,6 @@
 """The live map of memory."""
 
-import time
-
-from edgekv import Move
+from edgekv.cache.moves import MoveLog
 
 
 async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
@@ -15,14 +13,12 @@ async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
         await person.sees("1.0 MiB", "2.0 MiB", "4.0 MiB")
         await person.sees("This conversation: 128 tokens", "████████", "device 128", "exact", "of 131 tokens")
         chat = person.app.chat_screen.chat.conversation
-        person.engine.moved.append(
-            (chat.sequence_id, Move(time.time(), "demoted", 4096, "the device limit was reached"))
-        )
-        person.engine.moved += [
-            (chat.sequence_id, Move(time.time(), kind, 16, f"the {place} limit was reached"))
-            for _ in range(50)
-            for kind, place in (("demoted", "device"), ("dropped", "host"))
-        ]
+        log = MoveLog()
+        person.engine.moves = log.latest
+        log.note(chat.sequence_id, "demoted", 256, "the device limit was reached")
+        for _ in range(50):
+            log.note(chat.sequence_id, "demoted", 1, "the device limit was reached")
+            log.note(chat.sequence_id, "dropped", 1, "the host limit was reached")
         person.engine.where = lambda _id: "DDHHHSSS-" * 100
         await person.sees(
             "demoted 4,896 in 51 moves · trip",
@@ -35,6 +31,10 @@ async def test_the_map_shows_tiers_columns_budget_and_moves(sit_down):
         )
         await person.does("given_up")
         await person.sees("every conversation's KV is there", "demoted 4,896 tokens in 51 moves of trip")
+        log.note(chat.sequence_id, "evicted", 2, "no tier below has room for it")
+        await person.sees(
+            "evicted 32 tokens of trip: no tier below", "demoted 4,896 tokens"
+        )  # while one looks
         await person.presses("escape")
         await person.misses("demoted 4,896 tokens")
         await person.does("unload")

@@ -5,6 +5,7 @@ import pytest
 from edgekv import Unsupported
 from edgekv_tui import editor
 from edgekv_tui.widgets.prompt import Prompt
+from edgekv_tui.written import Written
 
 
 def prompt_of(person):
@@ -67,12 +68,13 @@ async def test_a_paste_that_could_not_be_sent_stays_folded(sit_down):
         await person.sees("An answer is being made")
         await person.until(lambda: prompt.text == "[paste 1: 90 lines] end")
         assert prompt.whole_text == f"{long} end"
+        kept = prompt.written
         prompt.empty()
         prompt.insert("since")
-        prompt.give_back(f"{long} end")
+        prompt.give_back(kept)
         assert prompt.text == "[paste 1: 90 lines] end\nsince"
         assert prompt.whole_text == f"{long} end\nsince"
-        prompt.give_back("older")
+        prompt.give_back(Written("older"))
         assert prompt.whole_text == f"older\n{long} end\nsince"
 
 

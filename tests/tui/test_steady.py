@@ -61,3 +61,15 @@ async def test_another_row_is_made_room_for(layouts):
         status.say("")
         await pilot.pause()
         assert status.size.height == 1
+
+
+async def test_another_row_takes_one_layout(layouts):
+    """Guards the keys of a person: Textual laid the whole screen out again for the sizes a layout had found."""
+    app = Both()
+    async with app.run_test(size=(40, 12)) as pilot:
+        await pilot.pause()
+        layouts.clear()
+        await app.query_one(Answer).append(" word" * 10)
+        await pilot.pause()
+        await pilot.pause()
+        assert len(layouts) == 1

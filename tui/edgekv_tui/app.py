@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App, SystemCommand
+from textual.binding import Binding
 from textual.worker import Worker, WorkerFailed
 
 from edgekv import EdgeKVError, ModelLoadError, found_models
@@ -46,6 +47,15 @@ class ChatApp(App[int]):
     COMMANDS = App.COMMANDS | {DeedProvider}
     BINDINGS: ClassVar[list[BindingType]] = [
         key("app.help", "f1", "keys", "Help", "This page"),
+        Binding(
+            "ctrl+p",
+            "command_palette",
+            "palette",  # at the right of the bottom line, where Textual puts it
+            show=False,
+            priority=True,
+            id="app.palette",
+            tooltip="All that can be done, and all chats, by their words",
+        ),
         key("app.quit", "ctrl+q", "quit", "", "Leave; what was answered is kept", first=True),
     ]
 
@@ -77,11 +87,12 @@ class ChatApp(App[int]):
         self._private = private
         self._is_leaving = False
         self.on_left: Callable[[int], None] = _nothing_more
-        self.on_drawn: Callable[[], None] = _nothing_before
+        self.on_drawn: Callable[[], None] = _nothing_to_do
+        self.on_quiet: Callable[[], None] = _nothing_to_do
 
     def get_default_screen(self) -> ChatScreen:
         """The chat."""
-        return ChatScreen(self.session, self._settings.keys)
+        return ChatScreen(self.session, self._settings.keys, self.on_quiet)
 
     @property
     def chat_screen(self) -> ChatScreen:
@@ -103,22 +114,36 @@ class ChatApp(App[int]):
         _: Worker[None] = self.run_worker(self._open, exclusive=True, group="open")
 
     async def _open(self) -> None:
-        screen = self.chat_screen
+        screen, problem = self.chat_screen, None
         try:
             await asyncio.to_thread(answer_class)
             await self.session.open(self._ask_passphrase)
-            chat = self.session.draft(private=self._private)
-            infos = await self.session.infos()
-            name = self._name or (infos[0].name if infos else None)
-            if name is not None and not self._private:
-                chat = await self.session.enter(name)
-            await screen.show(chat, keeps_prompt=True)
-            await screen.refresh_list()
-        except ModelLoadError as error:
-            screen.say(str(error), is_alert=True)
-            await self._choose_model(str(error))
         except EdgeKVError as error:
-            screen.say(str(error), is_alert=True)
+            problem = error
+        try:
+            if self.session.can_read:
+                await self._show_what_is_kept()
+        except EdgeKVError as error:  # of one conversation: there is the list, and others can be read
+            problem = problem or error
+        await screen.refresh_list()
+        if problem is not None:
+            screen.say(str(problem), is_alert=True)
+        if isinstance(problem, ModelLoadError):
+            await self._choose_model(str(problem))
+
+    async def _show_what_is_kept(self) -> None:
+        """What was on the screen before; to begin with what was asked for, or the one used last."""
+        session, screen = self.session, self.chat_screen
+        names = [info.name for info in await session.infos()]
+        name, private = self._name or next(iter(names), None), self._private
+        if screen.was_chosen:
+            chat = screen.chat
+            name, private = None if chat.conversation is None else chat.name, chat.private
+        is_new = name is not None and name not in names and not screen.was_chosen
+        if private or name is None or (name not in names and not is_new):
+            await screen.show(session.draft(private=private), keeps_prompt=True)
+        elif session.is_open or not is_new:
+            await screen.show(await session.enter(name), keeps_prompt=True)
 
     async def action_use_another_model(self) -> None:
         """Offer the models there are; what was said stays with the model it was said to."""
@@ -128,9 +153,6 @@ class ChatApp(App[int]):
 
     async def action_load_again(self) -> None:
         """Close the session and open it anew: after the engine failed, or with another model."""
-        chat = self.chat_screen.chat
-        if chat.conversation is not None and not chat.private:
-            self._name = chat.name  # and not another that was used since
         self.chat_screen.say("closing…")
         lost = None
         try:
@@ -237,8 +259,8 @@ class ChatApp(App[int]):
             loop.add_signal_handler(number, self.leave, 128 + number)
 
 
-def _nothing_before() -> None:
-    """Whoever started the app has nothing to do once it is seen."""
+def _nothing_to_do() -> None:
+    """Whoever started the app has nothing to do once it is seen, nor in quiet moments."""
 
 
 def _nothing_more(_code: int) -> None:

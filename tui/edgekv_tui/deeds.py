@@ -22,8 +22,10 @@ from edgekv_tui.screens.find import Find
 from edgekv_tui.screens.pages import Page
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.prompt import Prompt
+from edgekv_tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
+    from edgekv_tui.openchat import OpenChat
     from edgekv_tui.screens.chat import ChatScreen
     from edgekv_tui.screens.pages import Row
 
@@ -70,6 +72,18 @@ class Deeds:
         except EdgeKVError as error:
             self._screen.say(str(error), is_alert=True)
 
+    def do_with_turn(self, what: str, number: int) -> None:
+        """What was asked for on turn `number`."""
+        match what:
+            case "edit":
+                self._screen.edit_turn(number)
+            case "details":
+                self.show_details(number)
+            case "copy":
+                self.copy_text(self._screen.chat.history()[number].answer)
+            case "branches":
+                self._screen.action_deed("branches")
+
     async def find(self) -> None:
         """Find words in all kept conversations and go there."""
         hit = await self._screen.app.push_screen_wait(Find(self._screen.search))
@@ -79,7 +93,7 @@ class Deeds:
             await self._screen.show(chat)
             ids = [turn.id for turn in chat.history()]
             if hit.turn_id in ids:
-                await self._screen.reveal(ids.index(hit.turn_id))
+                await self._screen.query_one(Transcript).reveal(ids.index(hit.turn_id))
             await self._screen.refresh_list()
 
     async def edit_last(self) -> None:
@@ -111,17 +125,24 @@ class Deeds:
         self.show_details(len(chat.history()) - 1 if making is None else making.turn)
 
     def show_details(self, number: int) -> None:
-        """Of the answer of turn `number`."""
-        chat, turns = self._screen.chat, self._screen.chat.history()
+        """Of the answer of turn `number`; while it is made they grow."""
+        chat = self._screen.chat
+        making = chat.answering if chat.is_answering else None
+        is_made = making is not None and making.turn == number
+        user, rows = self._details(chat, number)
+        again = (lambda: self._details(chat, number)[1]) if is_made else None
+        self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(user, 50)}", rows, again=again))
+
+    def _details(self, chat: OpenChat, number: int) -> tuple[str, list[Row]]:
+        """The message of turn `number`, and what is known of its answer now."""
+        turns = chat.history()
         making = chat.answering if chat.is_answering else None
         if making is not None and making.turn == number:
-            user, rows = making.user, list(making_rows(making))
-        elif 0 <= number < len(turns):
+            return making.user, list(making_rows(making))
+        if 0 <= number < len(turns):
             turn = turns[number]
-            user, rows = turn.user, list(detail_rows(turns[: number + 1], chat.results.get(turn.id)))
-        else:
-            raise ConversationError("there is no answer yet")
-        self._screen.app.push_screen(Page(f"Answer {number + 1}: {one_line(user, 50)}", rows))
+            return turn.user, list(detail_rows(turns[: number + 1], chat.results.get(turn.id)))
+        raise ConversationError("there is no answer yet")
 
     async def copy(self) -> None:
         """The last answer."""
@@ -170,7 +191,7 @@ class Deeds:
         chat = self._screen.chat
         if chat.conversation is None or chat.private:
             raise ConversationError("only a kept conversation is exported as JSON lines; Markdown works")
-        lines = await asyncio.to_thread(self._screen.session.runtime.export_conversation, chat.name)
+        lines = await asyncio.to_thread(self._screen.session.shelf.export_conversation, chat.name)
         await self._export("JSON lines", ".jsonl", lines)
 
     async def _export(self, kind: str, suffix: str, lines: list[str]) -> None:
@@ -197,7 +218,7 @@ class Deeds:
 
     async def _import_own(self, path: str) -> str:
         lines = await read_lines(path)
-        return await asyncio.to_thread(self._screen.session.runtime.import_conversation, lines)
+        return await asyncio.to_thread(self._screen.session.shelf.import_conversation, lines)
 
     async def _import_foreign(self, path: str, refused: list[Row]) -> str | None:
         """All that can be, one by one: the name of the last. What cannot, or in part only: `refused`."""
@@ -217,8 +238,12 @@ class Deeds:
     async def given_up(self) -> None:
         """All that is known of KV that had to give way: in this run, and on disk since a conversation was used."""
         session = self._screen.session
-        rows = list(given_up_rows(session.runtime.moves(), await session.infos()))
-        self._screen.app.push_screen(Page("What was demoted or given up", rows))
+        infos = await session.infos()
+
+        def rows() -> list[Row]:
+            return list(given_up_rows(session.moves(), infos))
+
+        self._screen.app.push_screen(Page("What was demoted or given up", rows(), again=rows))
 
     async def unload(self) -> None:
         """Free the weights and what is warm."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgekv_tui.moves import runs_of
+from edgekv_tui.moves import times, when
 from edgekv_tui.text import one_line, seconds, size
 
 if TYPE_CHECKING:
@@ -40,17 +40,23 @@ def detail_rows(path: Sequence[Turn], result: Result | None) -> Iterator[Row]:
     if turn.state == "pending" and result is None:  # its other fields are defaults, not facts
         yield "answer", "there is none; if this is the last message, Ctrl+R answers it"
         return
-    if turn.answer_ids:
-        yield "exactness", _EXACTNESS[turn.exactness]
-    yield "ended", _ENDED.get(turn.finish_reason or "", "not known")
+    if turn.is_imported:
+        yield "made", "elsewhere, and imported: how is not known"
+    elif turn.is_rebuilt:
+        yield "rebuilt", "from stored tokens, since its record was damaged: how it was made is not known"
+    else:
+        if turn.answer_ids and turn.exactness is not None:
+            yield "exactness", _EXACTNESS[turn.exactness]
+        yield "ended", _ENDED.get(turn.finish_reason or "", "not known")
     yield "message", f"{len(turn.prompt_ids):,} tokens"
     yield "answer", f"{len(turn.answer_ids):,} tokens"
     if result is not None:
         yield from _of_this_run(result)
         yield from _turns_read(path, result)
-    else:
+    elif turn.sampling:
         yield "speed", "not kept: it was answered in an earlier run"
-    yield "Drawn with", ""
+    if turn.sampling:
+        yield "Drawn with", ""
     for name, value in turn.sampling.items():
         yield name.replace("_", " "), "new each time" if value is None else f"{value:g}"
 
@@ -139,8 +145,8 @@ def given_up_rows(moves: Sequence[Move], infos: Sequence[ConversationInfo]) -> I
     if not lost:
         yield "nothing", "every conversation's KV is there, as far as it was written"
     yield "In this run", ""
-    for run in reversed(runs_of(moves)):
-        whose = run.name or "another conversation"
-        yield run.when, f"{run.kind} {run.num_tokens:,} tokens{run.times} of {whose}: {run.why}"
+    for move in reversed(moves):
+        whose = move.name or "another conversation"
+        yield when(move), f"{move.kind} {move.num_tokens:,} tokens{times(move)} of {whose}: {move.why}"
     if not moves:
         yield "nothing", "no limit was reached"

@@ -9,6 +9,7 @@ from textual.command import DiscoveryHit, Hit, Provider
 
 from edgekv_tui.deeds import DEEDS
 from edgekv_tui.screens.chat import ChatScreen
+from edgekv_tui.text import shown
 
 if TYPE_CHECKING:
     from textual.command import Hits
@@ -33,3 +34,8 @@ class DeedProvider(Provider):
                 if score > 0:
                     command = partial(screen.action_deed, deed.name)
                     yield Hit(score, matcher.highlight(deed.title), command, help=deed.help)
+            for name in screen.session.known_names:
+                score = matcher.match(name)
+                if score > 0:
+                    title = matcher.highlight(shown(name))
+                    yield Hit(score, title, partial(screen.pick, name), help="Go to this conversation")

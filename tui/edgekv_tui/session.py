@@ -1,144 +1,23 @@
 """The Runtime behind the chat, and the conversations it opened. No widgets; all that may wait runs in threads.
 
 Knows the public API. A conversation that cannot be continued (another model made it, another process has the
-data directory) is opened to be read, and says why.
+data directory, there is no model) is opened to be read, and says why.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from edgekv import ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
-from edgekv_tui.answering import Answering
-from edgekv_tui.text import title_of
+from edgekv import Archive, ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
+from edgekv_tui.openchat import OpenChat, Unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from edgekv import Config, Conversation, Result, Stream, Turn
-
-
-class OpenChat:
-    """One conversation on the screen. A new one is a draft, and kept nowhere, until its first message."""
-
-    def __init__(
-        self,
-        session: Session,
-        name: str,
-        conversation: Conversation | None = None,
-        *,
-        private: bool = False,
-        refusal: str | None = None,
-    ) -> None:
-        self._session = session
-        self.name = name
-        self.conversation = conversation
-        self.private = private
-        self.refusal = refusal
-        self.unsent = ""
-        self.answering: Answering | None = None
-        self.num_answers = 0
-        self.reopened_tokens = 0
-        self.results: dict[int, Result] = {}  # of answers of this run, by their turn's id
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
-
-    @property
-    def last_result(self) -> Result | None:
-        """What became of the latest answer of this run."""
-        return next(reversed(self.results.values()), None)
-
-    @property
-    def is_answering(self) -> bool:
-        """Whether an answer is being made."""
-        return self.answering is not None and not self.answering.has_ended
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether what is said here is kept nowhere: it is private, or a copy because the disk refuses."""
-        return self.private if self.conversation is None else self.conversation.private
-
-    def history(self) -> list[Turn]:
-        """The turns of the current branch."""
-        return [] if self.conversation is None else self.conversation.history()
-
-    def branch_marks(self) -> dict[int, str]:
-        """What to say of turns that have others in their place, by turn id: "branch 2 of 3"."""
-        places: dict[int | None, list[int]] = {}
-        for turn in [] if self.conversation is None else self.conversation.turns():
-            places.setdefault(turn.parent, []).append(turn.id)
-        return {
-            turn_id: f"branch {at} of {len(ids)}"
-            for ids in places.values()
-            if len(ids) > 1
-            for at, turn_id in enumerate(ids, 1)
-        }
-
-    def send(self, text: str, *, turn: int | None = None) -> Answering:
-        """Say `text`; with `turn` in place of that message, on a new branch."""
-        at = len(self.history()) if turn is None else turn
-
-        def begin() -> Stream:
-            conversation = self._require(text)
-            return conversation.stream(text) if turn is None else conversation.stream_edit(turn, text)
-
-        return self._start(text, at, begin)
-
-    def regenerate(self) -> Answering:
-        """Answer the last message again. ConversationError if there is none."""
-        history = self.history()
-        if self.conversation is None or not history:
-            raise ConversationError("there is no message yet that could be answered again")
-        return self._start(history[-1].user, len(history) - 1, self.conversation.stream_regenerate)
-
-    async def switch(self, turn_id: int) -> None:
-        """Go to the branch that has the turn, if the current one has it not; to its newest end."""
-        conversation = self.conversation
-        if conversation is None or any(turn.id == turn_id for turn in self.history()):
-            return
-        end = turn_id
-        for turn in conversation.turns():  # parents come before their children: the last child wins
-            if turn.parent == end:
-                end = turn.id
-        await asyncio.to_thread(conversation.switch, end)
-
-    async def wait(self) -> None:
-        """Return once the answer being made, if any, has ended."""
-        await self._is_idle.wait()
-
-    def _start(self, user: str, turn: int, begin: Callable[[], Stream]) -> Answering:
-        if self.refusal is not None:
-            raise ConversationError(self.refusal)
-        self.answering = Answering(user, turn=turn)
-        self._is_idle.clear()
-        self._session.spawn(self._run(self.answering, begin))
-        return self.answering
-
-    async def _run(self, answering: Answering, begin: Callable[[], Stream]) -> None:
-        try:
-            await answering.run(begin)
-            self.num_answers += 1
-            turns = self.history()
-            if answering.result is not None and turns:
-                self.results[turns[-1].id] = answering.result
-            if self.conversation is not None:
-                with contextlib.suppress(EdgeKVError):  # the program may be closing
-                    self.conversation.hint(expect="user")
-        finally:
-            self._is_idle.set()
-            self._session.answered(self)
-
-    def _require(self, text: str) -> Conversation:
-        """The conversation, made now if this is its first message (called in a thread)."""
-        if self.conversation is None:
-            self.conversation = self._session.create(title_of(text), private=self.private)
-            self.name = self.conversation.name
-            self._session.adopt(self)
-        return self.conversation
+    from edgekv import Config, Conversation, Move, Turn
 
 
 def _nobody_listens() -> None:
@@ -147,6 +26,9 @@ def _nobody_listens() -> None:
 
 class Session:
     """One Runtime, opened when asked to, and the chats of this run by their names.
+
+    Where the model does not load there is an Archive instead: what is kept is read, searched and exported all the
+    same. What was begun to be written outlives both.
 
     `on_change` is called when an answer has ended: the list of conversations may be another one. `spawn` runs
     what follows an answer; whoever sets it sees to errors in it.
@@ -161,6 +43,9 @@ class Session:
         self._closing = asyncio.Lock()
         self._has_failed = False
         self._runtime: Runtime | None = None
+        self._archive: Archive | None = None
+        self._drafts: dict[bool, OpenChat] = {}
+        self._unsent: dict[str, Unsent] = {}
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
         self.on_change: Callable[[], None] = _nobody_listens
@@ -186,28 +71,78 @@ class Session:
         return self._runtime
 
     @property
+    def shelf(self) -> Runtime | Archive:
+        """Where kept conversations are read, model or none. ConversationError before either is open."""
+        return self.runtime if self._archive is None else self._archive
+
+    @property
+    def can_read(self) -> bool:
+        """Whether kept conversations can be read."""
+        return self._runtime is not None or self._archive is not None
+
+    @property
     def degraded(self) -> str | None:
         """Why nothing is kept on disk, or None."""
-        return None if self._runtime is None else self._runtime.degraded
+        shelf = self._runtime or self._archive
+        return None if shelf is None else shelf.degraded
 
     async def open(self, passphrase: Callable[[str], str]) -> None:
-        """Load the model; `passphrase` answers questions, in a thread. Raises what `Runtime` raises."""
+        """Load the model; `passphrase` answers questions, in a thread. Raises what `Runtime` raises.
+
+        What is kept can then be read all the same, if it is not its directory that cannot be opened.
+        """
         self._has_failed = False
+        answers: list[str] = []
+
+        def ask(question: str) -> str:
+            answers.append(passphrase(question))
+            return answers[-1]
+
+        def ask_again(question: str) -> str:
+            return answers.pop() if answers else passphrase(question)
+
         try:
             self._runtime = await asyncio.to_thread(
-                self._opener, config=self.config, durable=self.durable, passphrase=passphrase
+                self._opener, config=self.config, durable=self.durable, passphrase=ask
             )
-        except EdgeKVError:
+        except StoreError:
             self._has_failed = True
+            raise
+        except EdgeKVError as error:
+            self._has_failed = True
+            del answers[:-1]  # whoever unlocked it for the model need not do so again
+            await self._open_archive(error, ask_again)
             raise
         self.num_opens += 1
         self.model_name = self._runtime.stats().model
 
+    async def _open_archive(self, error: EdgeKVError, passphrase: Callable[[str], str]) -> None:
+        if self.durable:
+            try:
+                self._archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
+            except EdgeKVError as other:
+                raise StoreError(f"{error}; and {other}") from error
+            self.num_opens += 1
+            self.model_name = "no model"
+
     async def infos(self, *, again: bool = True) -> list[ConversationInfo]:
         """The kept conversations, last used first: read `again` (every turn is opened), or as they are known."""
         if again or self._infos is None:
-            self._infos = await asyncio.to_thread(self.runtime.conversations)
+            self._infos = await asyncio.to_thread(self.shelf.conversations)
         return self._infos
+
+    @property
+    def known_names(self) -> list[str]:
+        """The names of the kept conversations, as far as they were read."""
+        return [info.name for info in self._infos or ()]
+
+    def moves(self) -> list[Move]:
+        """What moved between the tiers in this run; without a model nothing did."""
+        return [] if self._runtime is None else self._runtime.moves()
+
+    async def read(self, name: str) -> list[Turn]:
+        """All turns of the kept conversation `name`; see `Runtime.conversation` for what it raises."""
+        return (await asyncio.to_thread(self._to_read, name)).turns()
 
     def answered(self, chat: OpenChat) -> None:
         """`chat` was used now: the list is brought up to date without reading it."""
@@ -234,15 +169,20 @@ class Session:
         return 0 if chat is None else chat.num_answers
 
     def draft(self, *, private: bool = False) -> OpenChat:
-        """A new conversation that begins with its first message."""
+        """The conversation that begins with its first message: as long as it has none there is one such."""
         private = private or not self.durable
-        return OpenChat(self, "private chat" if private else "new chat", private=private)
+        found = self._drafts.get(private)
+        if found is None or found.conversation is not None or found.is_answering:
+            found = OpenChat(self, "private chat" if private else "new chat", private=private)
+            self._drafts[private] = found
+        return found
 
     async def enter(self, name: str, *, private: bool = False) -> OpenChat:
         """The conversation `name`: to be continued if possible, else to be read."""
         found = self._chats.get((name, private))
         if found is None:
             found = await asyncio.to_thread(self._enter, name)
+            found.unsent = self._unsent.pop(name, found.unsent)
             self._chats[name, private] = found
         return found
 
@@ -265,7 +205,11 @@ class Session:
     async def rename(self, chat: OpenChat, name: str) -> None:
         """Give `chat` another name; a draft takes it with its first message."""
         if chat.conversation is not None:
-            await asyncio.to_thread(self.runtime.rename, chat.name, name, private=chat.conversation.private)
+            if self._archive is not None:
+                await asyncio.to_thread(self._archive.rename, chat.name, name)
+            else:
+                private = chat.conversation.private
+                await asyncio.to_thread(self.runtime.rename, chat.name, name, private=private)
             self._chats.pop((chat.name, chat.private), None)
             chat.name = name
             self.adopt(chat)
@@ -275,11 +219,16 @@ class Session:
         if chat.answering is not None:
             chat.answering.stop()
         await chat.wait()
-        await asyncio.to_thread(self.runtime.forget, chat.name, private=chat.is_in_memory)
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.forget, chat.name)
+        else:
+            await asyncio.to_thread(self.runtime.forget, chat.name, private=chat.is_in_memory)
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:
         """Stop what runs, keep it, free the model. Private conversations end; it can be opened again.
+
+        What was begun to be written in others is there again then.
 
         Called twice, both return when all is kept.
         """
@@ -287,14 +236,23 @@ class Session:
             await self._close()
 
     async def _close(self) -> None:
-        runtime, self._runtime = self._runtime, None
+        shelf = self._runtime or self._archive
+        self._runtime = self._archive = None
+        self._unsent |= {chat.name: chat.unsent for chat in self._chats.values() if not chat.private}
         self._chats.clear()
         self._infos = None
         self.model_name = "…"
-        if runtime is not None:
-            await asyncio.to_thread(runtime.close)
+        if shelf is not None:
+            await asyncio.to_thread(shelf.close)
+
+    def _to_read(self, name: str) -> Conversation:
+        if self._archive is not None:
+            return self._archive.conversation(name)
+        return self.runtime.conversation(name, read_only=True)
 
     def _enter(self, name: str) -> OpenChat:
+        if self._archive is not None:
+            return OpenChat(self, name, self._archive.conversation(name), refusal=self.why_closed)
         runtime = self.runtime
         refusal: str | None = None
         try:

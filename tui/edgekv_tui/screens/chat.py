@@ -21,6 +21,8 @@ from edgekv import Closed, EdgeKVError
 from edgekv_tui.deeds import Deeds
 from edgekv_tui.keys import key
 from edgekv_tui.lines import pending_line, restored_line
+from edgekv_tui.openchat import Unsent, place_of
+from edgekv_tui.quiet import Quiet
 from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.text import one_line
 from edgekv_tui.widgets.chats import ChatList
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
     from textual.widgets import Markdown
     from textual.worker import Worker
 
+    from edgekv import Turn
     from edgekv_tui.answering import Answering
-    from edgekv_tui.session import OpenChat, Session
+    from edgekv_tui.openchat import OpenChat
+    from edgekv_tui.session import Session
+    from edgekv_tui.written import Written
 
 EMPTY = "Nothing was said yet. Enter sends, Ctrl+J begins a new line, F1 lists all keys."
 EMPTY_PRIVATE = "A private chat: nothing of it is written to disk, and it ends with this program."
@@ -85,16 +90,20 @@ class ChatScreen(Screen[None]):
         ),
     ]
 
-    def __init__(self, session: Session, changed_keys: Mapping[str, str]) -> None:
+    def __init__(
+        self, session: Session, changed_keys: Mapping[str, str], when_quiet: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._changed_keys = changed_keys
+        self._quiet = Quiet(self, when_quiet, lambda: self.chat.is_answering)
         self.session = session
         self.search = SearchKeeper(session)
         self._deeds = Deeds(self)
         self._view: TurnView | None = None
-        self._editing: int | None = None
+        self._editing: Turn | None = None
         self._mounting = asyncio.Lock()
         self.chat = session.draft()
+        self.was_chosen = False
 
     def compose(self) -> ComposeResult:
         """The list, and the conversation above the prompt."""
@@ -120,32 +129,36 @@ class ChatScreen(Screen[None]):
     async def show(self, chat: OpenChat, *, keeps_prompt: bool = False) -> None:
         """Put `chat` on the screen, an answer that is being made included.
 
-        What was begun to be written stays with its conversation, so that no private word is sent in another;
-        `keeps_prompt`: it was written before there was one, or while the model was loaded again. Then it goes
-        along, but for an edit and for words of a private chat that has ended.
+        What was begun to be written stays with its conversation: no private word is sent in another. Other words
+        go along if `keeps_prompt`: written before there was one, or while the model was loaded again.
         """
         self._stop_showing()
-        prompt = self.query_one(Prompt)
-        may_keep = self._editing is None and (chat.private or not self.chat.private)
-        if not (keeps_prompt and may_keep):
-            self.chat.unsent = "" if self._editing is not None else prompt.whole_text
-            prompt.replace_all(chat.unsent)
-        self.chat = chat
-        self._editing = None
+        self.was_chosen = True
         turns = chat.history()
+        prompt = self.query_one(Prompt)
+        now = Unsent(prompt.written, self._editing)
+        unsent = chat.taken_up(turns, now, self.chat, keeps_prompt=keeps_prompt)
+        if unsent is not now:
+            prompt.put(unsent.written)
+        self._editing = unsent.turn if unsent.is_of(turns) else None
+        self.chat = chat
         answering = chat.answering if chat.is_answering else None
         shown = turns if answering is None else turns[: answering.turn]
         async with self._mounting:
             if chat is not self.chat:
                 return  # another conversation was chosen meanwhile
-            await self.query_one(Transcript).show(
-                shown, chat.branch_marks(), empty=EMPTY_PRIVATE if chat.private else EMPTY
-            )
+            empty = EMPTY_PRIVATE if chat.private else EMPTY
+            await self.query_one(Transcript).show(shown, chat.branch_marks(), empty=empty)
+        if not self.query(MemoryPanel):
+            return  # the program is being left
+        self.call_after_refresh(self._quiet.now)  # the old one is garbage now
         prompt.remember([turn.user for turn in turns])
         self.query_one(MemoryPanel).show(chat)
         self._show_title()
         if answering is not None:
             await self._begin_showing(chat, answering)
+        elif self._editing is not None:
+            self._say_editing(place_of(self._editing, turns))
         elif chat.refusal is not None:
             self.say(chat.refusal, is_alert=True)
         elif turns and turns[-1].state == "pending":
@@ -161,7 +174,7 @@ class ChatScreen(Screen[None]):
 
     async def refresh_list(self, *, again: bool = True) -> None:
         """Show the list of conversations, read `again` or as it is known."""
-        if not self.session.is_open:
+        if not self.session.can_read:
             return
         try:
             infos = await self.session.infos(again=again)
@@ -170,25 +183,24 @@ class ChatScreen(Screen[None]):
         except EdgeKVError as error:
             self.say(str(error), is_alert=True)
             return
-        current = (self.chat.name, self.chat.private)
-        self.query_one(ChatList).show(infos, self.session.in_memory(), current)
+        self.query_one(ChatList).show(infos, self.session.in_memory(), (self.chat.name, self.chat.private))
 
-    def _submit(self, text: str) -> None:
+    def _submit(self, written: Written) -> None:
         if not self.session.is_open:
             self.notify(f"{self.session.why_closed} (nothing was sent)", severity="warning")
-            self.query_one(Prompt).give_back(text)
+            self.query_one(Prompt).give_back(written)
             return
-        turn, self._editing = self._editing, None
-        _: Worker[None] = self.run_worker(partial(self._send, self.chat, turn, text), group="send")
+        unsent, self._editing = Unsent(written, self._editing), None
+        _: Worker[None] = self.run_worker(partial(self._send, self.chat, unsent), group="send")
 
-    async def _send(self, chat: OpenChat, turn: int | None, text: str) -> None:
-        if await self._begin(chat, lambda: chat.send(text, turn=turn)):
+    async def _send(self, chat: OpenChat, unsent: Unsent) -> None:
+        if await self._begin(chat, lambda: chat.send(unsent)):
             return
         if chat is self.chat:
-            self._editing = turn
-            self.query_one(Prompt).give_back(text)
+            self._editing = unsent.here(chat.history()).turn
+            self.query_one(Prompt).give_back(unsent.written)
         else:
-            chat.unsent = f"{text}\n{chat.unsent}".rstrip("\n")
+            chat.unsent = unsent.before(chat.unsent)
 
     async def _begin(self, chat: OpenChat, begin: Callable[[], Answering]) -> bool:
         """Whether it was begun, in `chat`: another one may be chosen while the answer before it is stopped."""
@@ -225,10 +237,13 @@ class ChatScreen(Screen[None]):
 
     async def _update(self, answering: Answering) -> None:
         view = self._view
-        if view is None or not view.is_attached:
+        if view is None:
             return
         try:
-            await self._draw(answering, view)
+            if not answering.has_ended:  # its end waits for nothing: the next message may follow at once
+                await self.query_one(Prompt).until_drawn()
+            if view is self._view and view.is_attached:
+                await self._draw(answering, view)
         except (MountError, NoMatches):
             if view.is_attached:
                 raise  # else another conversation was chosen meanwhile: the answer goes on without a view
@@ -244,6 +259,7 @@ class ChatScreen(Screen[None]):
             status.follow(answering)
             return
         self._stop_showing()
+        self._quiet.ask()
         await self._end(answering, view)
 
     async def _end(self, answering: Answering, view: TurnView) -> None:
@@ -258,7 +274,10 @@ class ChatScreen(Screen[None]):
         for notice in answering.notices:
             view.remark(notice)
         if answering.error is not None:
-            view.remark("[no answer]")
+            if self.chat.was_refused:  # it was not kept: it is no turn, and goes back to the prompt
+                await self.show(self.chat)
+            else:
+                view.remark("[no answer]")
             self.say(str(answering.error), is_alert=True)
         self.query_one(Prompt).remember([turn.user for turn in self.chat.history()])
         self._show_title()
@@ -279,9 +298,8 @@ class ChatScreen(Screen[None]):
         private = " · PRIVATE" if self.chat.private else ""
         model = self.session.model_name
         self.set_class(self.chat.private, "-private")
-        self.query_one("#title", Static).update(
-            f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
-        )
+        title = f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
+        self.query_one("#title", Static).update(title)
 
     async def action_stop(self) -> None:
         """Esc: stop the answer; else leave what was begun, back to the prompt."""
@@ -298,10 +316,13 @@ class ChatScreen(Screen[None]):
 
     def edit_turn(self, number: int) -> None:
         """Put the message of turn `number` into the prompt; sending it makes a branch."""
-        self._editing = number
+        self._editing = self.chat.history()[number]
         prompt = self.query_one(Prompt)
-        prompt.replace_all(self.chat.history()[number].user)
+        prompt.replace_all(self._editing.user)
         prompt.focus()
+        self._say_editing(number)
+
+    def _say_editing(self, number: int) -> None:
         self.say(
             f"editing message {number + 1}: Enter asks anew on a branch of its own, Esc leaves it as it is"
         )
@@ -334,10 +355,6 @@ class ChatScreen(Screen[None]):
         self.toggle_class("-memory")
         self.call_after_refresh(self.query_one(MemoryPanel).look)
 
-    async def reveal(self, number: int) -> None:
-        """Scroll to turn `number`."""
-        await self.query_one(Transcript).reveal(number)
-
     def action_turns(self) -> None:
         """Go to the last turn."""
         views = self.query_one(Transcript).views
@@ -346,21 +363,16 @@ class ChatScreen(Screen[None]):
 
     @on(TurnView.Asked)
     def _do_with_turn(self, message: TurnView.Asked) -> None:
-        number = message.view.number
-        match message.what:
-            case "edit":
-                self.edit_turn(number)
-            case "details":
-                self._deeds.show_details(number)
-            case "copy":
-                self._deeds.copy_text(self.chat.history()[number].answer)
-            case "branches":
-                self.action_deed("branches")
+        self._deeds.do_with_turn(message.what, message.view.number)
 
     def on_markdown_link_clicked(self, message: Markdown.LinkClicked) -> None:
         """Nothing leaves this machine by itself: a link is copied, and opened elsewhere if it is wanted."""
         self._deeds.copy_text(message.href)
         self.say(f"copied: {message.href}")
+
+    @on(Prompt.Changed)
+    def _not_quiet(self) -> None:
+        self._quiet.disturb()
 
     @on(Transcript.Ended)
     def _back_to_prompt(self) -> None:
@@ -373,8 +385,12 @@ class ChatScreen(Screen[None]):
 
     @on(ChatList.Picked)
     async def _pick(self, message: ChatList.Picked) -> None:
+        await self.pick(message.name, private=message.private)
+
+    async def pick(self, name: str, *, private: bool = False) -> None:
+        """Go to a conversation of the list."""
         try:
-            chat = await self.session.enter(message.name, private=message.private)
+            chat = await self.session.enter(name, private=private)
         except EdgeKVError as error:
             self.say(str(error), is_alert=True)
             return

@@ -47,7 +47,7 @@ class SearchKeeper:
         while changed := self._changed(index, versions):  # again where a full index had to forget all
             for at, name in enumerate(changed):
                 yield at, len(changed)
-                await asyncio.to_thread(self._read, index, name)
+                await self._read(index, name)
                 self._versions[name] = versions[name]
         yield len(infos), len(infos)
 
@@ -60,8 +60,8 @@ class SearchKeeper:
         """Turns that have all `words`, of what was read so far."""
         return [] if self._index is None else await asyncio.to_thread(self._index.find, words)
 
-    def _read(self, index: SearchIndex, name: str) -> None:
+    async def _read(self, index: SearchIndex, name: str) -> None:
         turns: list[Turn] = []
         with contextlib.suppress(EdgeKVError):  # one that cannot be read is not found; the list says why
-            turns = self._session.runtime.conversation(name, read_only=True).turns()
-        index.add(name, turns)
+            turns = await self._session.read(name)
+        await asyncio.to_thread(index.add, name, turns)

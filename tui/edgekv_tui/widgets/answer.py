@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from textual.widgets import Markdown
 
-from edgekv_tui.widgets.steady import fits
+from edgekv_tui.widgets.steady import fits, laid_out_once
 
 if TYPE_CHECKING:
     from textual.visual import VisualType
@@ -18,6 +18,8 @@ else:
 class SteadyParagraph(_Paragraph):
     """A paragraph that is laid out again only when it takes another row."""
 
+    virtual_size = laid_out_once()
+
     def update(self, content: VisualType = "", *, layout: bool = True) -> None:
         """Show `content`."""
         super().update(content, layout=False)
@@ -28,6 +30,7 @@ class SteadyParagraph(_Paragraph):
 class Answer(Markdown):
     """The answer's Markdown. A link is shown, never opened: nothing leaves this machine by itself."""
 
+    virtual_size = laid_out_once()
     BLOCKS = {**Markdown.BLOCKS, "paragraph_open": SteadyParagraph}  # noqa: RUF012  Textual's form
 
     def __init__(self, text: str) -> None:

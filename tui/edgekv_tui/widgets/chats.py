@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgekv import ConversationInfo
-    from edgekv_tui.session import OpenChat
+    from edgekv_tui.openchat import OpenChat
 
 
 class ChatList(OptionList):

@@ -12,14 +12,15 @@ from textual.widgets import Static
 
 from edgekv import EdgeKVError
 from edgekv_tui.lines import made_line
-from edgekv_tui.moves import runs_of
+from edgekv_tui.moves import clock, times
 from edgekv_tui.text import bar, one_line, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from edgekv import CacheUse, Move, Result
-    from edgekv_tui.session import OpenChat, Session
+    from edgekv_tui.openchat import OpenChat
+    from edgekv_tui.session import Session
 
 Part = str | tuple[str, str]
 LETTERS = {"D": ("█", "$success"), "H": ("▓", "$warning"), "S": ("▒", "$primary"), "-": ("·", "$error")}
@@ -36,6 +37,7 @@ class MemoryPanel(Static):
         super().__init__("", markup=False, id=id)
         self._session = session
         self._chat: OpenChat | None = None
+        self._drawn: list[Part] = []
 
     def on_mount(self) -> None:
         """Look again and again."""
@@ -49,12 +51,15 @@ class MemoryPanel(Static):
     def look(self) -> None:
         """Draw what is now."""
         chat = self._chat
-        if chat is None or not self._session.is_open or not self.is_on_screen:
+        if chat is None or not self.is_on_screen:
             return
         try:
-            self.update(Content.assemble(*memory_parts(self._session, chat, self.content_size.width)))
-        except EdgeKVError:
-            return  # the program is being left
+            parts = list(memory_parts(self._session, chat, self.content_size.width))
+        except EdgeKVError as error:  # no model is loaded, or the program is being left
+            parts = [("Memory\n", "bold $text-accent"), (str(error), "$text-muted")]
+        if parts != self._drawn:
+            self._drawn = parts
+            self.update(Content.assemble(*parts), layout=False)  # its size is the screen's, whatever it says
 
 
 def memory_parts(session: Session, chat: OpenChat, width: int) -> Iterator[Part]:
@@ -133,6 +138,6 @@ def _moves(moves: Sequence[Move], width: int) -> Iterator[Part]:
     yield _heading("Moved lately")
     if not moves:
         yield ("nothing had to give way\n", "$text-muted")
-    for run in reversed(runs_of(moves)[-MOST_MOVES:]):
-        line = f"{run.last} {run.kind} {run.num_tokens:,}{run.times}"
-        yield one_line(f"{line} · {run.name or 'another'} · {run.why}", max(20, width)) + "\n"
+    for move in reversed(moves[-MOST_MOVES:]):
+        line = f"{clock(move.at)} {move.kind} {move.num_tokens:,}{times(move)}"
+        yield one_line(f"{line} · {move.name or 'another'} · {move.why}", max(20, width)) + "\n"

@@ -5,21 +5,26 @@ A long paste is folded to a mark of one line; what is sent has the text in its p
 
 from __future__ import annotations
 
-import re
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.widgets import TextArea
 
 from edgekv_tui.keys import bindings_of, key
+from edgekv_tui.written import Written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from textual import events
     from textual.binding import BindingType
+    from textual.geometry import Region
+    from textual.strip import Strip
 
 FOLD_LINES = 8
 FOLD_CHARACTERS = 800
+LONGEST_DRAW_S = 0.1
 SLOW_CHARACTERS = 50_000
 """In a line as long as this every key takes a tenth of a second."""
 
@@ -34,7 +39,7 @@ class Prompt(TextArea):
 
     def __init__(
         self,
-        submit: Callable[[str], None],
+        submit: Callable[[Written], None],
         changed_keys: Mapping[str, str],
         *,
         id: str | None = None,  # noqa: A002  Textual's word
@@ -52,11 +57,13 @@ class Prompt(TextArea):
         }
         self._submit = submit
         self._folded: dict[str, str] = {}
-        self._submitted = ("", "", self._folded)
         self._num_pastes = 0
         self._said: Sequence[str] = ()
         self._at: int | None = None
-        self._draft = ""
+        self._draft = Written()
+        self._is_new = False  # a key whose letter the next frame shows
+        self._is_drawn = asyncio.Event()
+        self._is_drawn.set()
 
     def remember(self, said: Sequence[str]) -> None:
         """What Up goes through, oldest first: this conversation's own messages and no other's."""
@@ -64,14 +71,22 @@ class Prompt(TextArea):
         self._at = None
 
     @property
+    def written(self) -> Written:
+        """What was written, as it is folded."""
+        text = self.text
+        return Written(text, {mark: paste for mark, paste in self._folded.items() if mark in text})
+
+    @property
     def whole_text(self) -> str:
         """What was written, folded pastes unfolded."""
-        if not self._folded:
-            return self.text
-        marks = "|".join(
-            map(re.escape, self._folded)
-        )  # all at once: a paste may have the mark of another in it
-        return re.sub(marks, lambda mark: self._folded[mark[0]], self.text)
+        return self.written.whole
+
+    def put(self, written: Written) -> None:
+        """Put `written` there instead, folded as it is."""
+        self._folded = dict(written.pastes)
+        self._at = None
+        self.load_text(written.text)
+        self.move_cursor(self.document.end)
 
     def replace_all(self, text: str) -> None:
         """Put `text` there instead, to be edited: it is folded only where keys would become slow."""
@@ -79,32 +94,35 @@ class Prompt(TextArea):
 
     def action_submit(self) -> None:
         """Send it, unless there is nothing but blanks. What is typed from now on is the next message."""
-        text = self.whole_text.strip()
-        if text:
-            self._submitted = (text, self.text, dict(self._folded))
+        written = self.written
+        if written.whole.strip():
             self.empty()
-            self._submit(text)
+            self._submit(written)
 
     def action_newline(self) -> None:
         """A new line where the cursor is."""
         self.insert("\n")
 
-    def give_back(self, text: str) -> None:
-        """Put `text`, which could not be sent, in front of what was written since, and both as they were folded."""
-        submitted, as_it_was, folded = self._submitted
-        since, kept = self.text, dict(self._folded)
-        if text != submitted:  # another was submitted since: how this one looked is not known any more
-            as_it_was, folded = text, {}
-        self.load_text(f"{as_it_was}\n{since}" if since else as_it_was)
-        self._folded = folded | kept  # a mark's number is given once
-        self._at = None
-        self.move_cursor(self.document.end)
+    def give_back(self, written: Written) -> None:
+        """Put `written`, which could not be sent, in front of what was written since."""
+        self.put(written.before(self.written))
 
     def empty(self) -> None:
         """Begin anew."""
-        self._folded.clear()
-        self._at = None
-        self.load_text("")
+        self.put(Written())
+
+    async def until_drawn(self) -> None:
+        """Wait until the last key is seen, so that what may be drawn later is not laid out before it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_drawn.wait(), LONGEST_DRAW_S)
+        self._is_drawn.set()  # waited for once, whatever became of it
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """As the frame at hand shows it. Asked for sooner, a call after refresh may come after an earlier frame."""
+        if self._is_new:
+            self._is_new = False
+            self.call_after_refresh(self._is_drawn.set)
+        return super().render_lines(crop)
 
     async def _on_key(self, event: events.Key) -> None:
         # Here and not as priority bindings: those overtake letters that wait to be inserted, and a fast writer's
@@ -112,6 +130,9 @@ class Prompt(TextArea):
         action = self._own_keys.get(event.key)
         if action is None:
             await super()._on_key(event)
+            if event.is_printable:
+                self._is_drawn.clear()
+                self._is_new = True
             return
         event.prevent_default()
         event.stop()
@@ -129,7 +150,7 @@ class Prompt(TextArea):
             super().action_cursor_up(select)
         elif self._said and self._at != 0:
             if self._at is None:
-                self._draft = self.whole_text
+                self._draft = self.written
             self._recall(len(self._said) - 1 if self._at is None else self._at - 1)
 
     def action_cursor_down(self, select: bool = False) -> None:
@@ -141,14 +162,17 @@ class Prompt(TextArea):
             self._recall(self._at + 1 if self._at + 1 < len(self._said) else None)
 
     def _recall(self, at: int | None) -> None:
-        text = self._draft if at is None else self._said[at]
+        if at is None:
+            self.put(self._draft)
+            return
+        text = self._said[at]
         self._replace(text, folds=_is_long(text))  # else the next Up would go through all of its rows
         self._at = at
 
     def _replace(self, text: str, *, folds: bool) -> None:
-        self._folded.clear()
-        self.load_text(self._fold(text) if folds else text)
-        self.move_cursor(self.document.end)
+        self._folded = {}
+        shown = self._fold(text) if folds else text
+        self.put(Written(shown, self._folded))
 
     def _fold(self, text: str) -> str:
         self._num_pastes += 1

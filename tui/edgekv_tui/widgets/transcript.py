@@ -12,6 +12,7 @@ from textual.containers import VerticalScroll
 from textual.message import Message
 from textual.widgets import Static
 
+from edgekv_tui.widgets.steady import laid_out_once
 from edgekv_tui.widgets.turn import TurnView
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
     from edgekv import Turn
 
-MOUNTED_TURNS = 25
+MOUNTED_TURNS = 12
 """A turn is two messages. Layout takes time for what is mounted, seen or not."""
 
 
 class Transcript(VerticalScroll, can_focus=False):
     """A scrolling list of `TurnView`s."""
+
+    virtual_size = laid_out_once()
 
     class Ended(Message):
         """The focus left the last turn downwards."""
@@ -40,6 +43,10 @@ class Transcript(VerticalScroll, can_focus=False):
     def on_mount(self) -> None:
         """Stay at the end."""
         self.anchor()
+
+    def on_resize(self) -> None:
+        """There may be more room than what is mounted takes."""
+        self.call_after_refresh(self._fill)
 
     async def show(self, turns: Sequence[Turn], marks: Mapping[int, str], *, empty: str = "") -> None:
         """Another conversation, or another branch of this one.
@@ -57,6 +64,7 @@ class Transcript(VerticalScroll, can_focus=False):
             if not turns and empty:
                 await self.mount(Static(empty, markup=False, classes="empty"))
         self.anchor()
+        self.call_after_refresh(self._fill)
 
     async def begin(self, before: Sequence[Turn], user: str) -> TurnView:
         """A new turn below the turns `before` it; what was shown behind them is on another branch now."""
@@ -112,11 +120,21 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.mount_all([*self._earlier(), *new], before=0)
         self.release_anchor()
         self.call_after_refresh(lambda: self.scroll_to(y=self.max_scroll_y - below, animate=False))
+        self.call_after_refresh(self._fill)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         """Earlier turns come when the top is reached."""
         super().watch_scroll_y(old, new)
-        if new <= 0 < old and self._first > 0:
+        if new <= 0 < old:
+            self._ask_for_earlier()
+
+    def _fill(self) -> None:
+        """Where everything is seen nobody can scroll to ask for more."""
+        if self.max_scroll_y == 0:
+            self._ask_for_earlier()
+
+    def _ask_for_earlier(self) -> None:
+        if self._first > 0:
             _: Worker[None] = self.run_worker(self.show_earlier, group="earlier", exclusive=True)
 
     @on(TurnView.Left)

@@ -11,6 +11,7 @@ from textual.widgets import Static
 from edgekv_tui.keys import key
 from edgekv_tui.lines import detail_line, state_mark
 from edgekv_tui.text import shown
+from edgekv_tui.widgets.steady import laid_out_once
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -34,6 +35,7 @@ def answer_class() -> type[Answer]:
 class TurnView(VerticalGroup, can_focus=True):
     """One turn; focused it takes keys that concern it."""
 
+    virtual_size = laid_out_once()
     BINDINGS: ClassVar[list[BindingType]] = [
         key("turn.previous", "up,k", "go(-1)", "", "Go to the turn before"),
         key("turn.next", "down,j", "go(1)", "", "Go to the turn after, and back to the prompt"),
