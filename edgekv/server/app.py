@@ -53,7 +53,7 @@ class Service:
         given = runtime.config.model
         self._aliases = {self._model, *((given, Path(given).name, Path(given).stem) if given else ())}
         self._created = int(time.time())
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._forgetting: asyncio.Task[None] | None = None
 
     async def chat(self, request: Request) -> ASGIApp:
         """POST /v1/chat/completions."""
@@ -77,8 +77,8 @@ class Service:
         async def done(result: Result | None) -> None:
             if lent is not None and lent.is_pooled:
                 texts = None if result is None else [*(text for _, text in messages), result.text]
-                if self._dialogues.give_back(lent, texts) and not self._tasks:
-                    self._in_background(self._dialogues.forget_old)
+                self._dialogues.give_back(lent, texts)
+                self._forget_old()
 
         return self._answer("chat", asked, begin, done)
 
@@ -155,16 +155,20 @@ class Service:
             with_usage=with_usage,
         )
 
-    def _in_background(self, work: Callable[[], None]) -> None:
+    def _forget_old(self) -> None:
         """Not in the request: what waits for the engine would hold up the client's next one."""
-        task = asyncio.create_task(asyncio.to_thread(work))
-        self._tasks.add(task)  # or it could be collected before it ends
-        task.add_done_callback(self._ended)
+        if self._forgetting is None and self._dialogues.has_old():
+            self._forgetting = asyncio.create_task(asyncio.to_thread(self._dialogues.forget_old))
+            self._forgetting.add_done_callback(self._forgot)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+    def _forgot(self, task: asyncio.Task[None]) -> None:
+        self._forgetting = None
+        if task.cancelled():
+            return
+        if isinstance(error := task.exception(), Exception):
             refusal_of(error)  # logs what is unexpected; that the Runtime is closed is not
+        else:
+            self._forget_old()  # one that was given back after the thread's last look, before this call
 
     def _check_model(self, asked: Common) -> None:
         if asked.stream_options is not None and not asked.stream:

@@ -55,8 +55,8 @@ class Dialogues:
                     return lent
         return Lent(self._runtime.conversation(private=True, system=system))
 
-    def give_back(self, lent: Lent, texts: list[str] | None) -> bool:
-        """It now holds `texts` (None: nothing was computed). Whether there are some to `forget_old`."""
+    def give_back(self, lent: Lent, texts: list[str] | None) -> None:
+        """It now holds `texts` (None: nothing was computed)."""
         if texts is not None:
             lent.texts = texts
         is_spent = not lent.texts or len(lent.conversation.branches()) > MOST_BRANCHES
@@ -64,6 +64,10 @@ class Dialogues:
             (self._old if is_spent else self._idle).append(lent)
             if len(self._idle) > self._most:
                 self._old.append(self._idle.pop(0))
+
+    def has_old(self) -> bool:
+        """Whether there are some to `forget_old`."""
+        with self._lock:
             return bool(self._old)
 
     def forget_old(self) -> None:

@@ -5,6 +5,7 @@ import time
 from contextlib import contextmanager, nullcontext
 
 import uvicorn
+from anyio.from_thread import start_blocking_portal
 from starlette.testclient import TestClient
 
 from edgekv import Runtime
@@ -25,7 +26,9 @@ def open_test_client(factory, data_dir=None, *, most_body_bytes=1 << 20, **optio
         app = Service(runtime, most_body_bytes=most_body_bytes).app(token=TOKEN)
         client = TestClient(app, base_url=PLACE, headers=HEADERS, raise_server_exceptions=False)
         client.runtime = runtime
-        yield client
+        # One loop for all requests, as a server has: else what one leaves in the background ends with it.
+        with start_blocking_portal() as client.portal:
+            yield client
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from fakes import FakeFactory
+from server_client import open_test_client, wait_until
 
 from edgekv import Runtime
 from edgekv.server import dialogues
@@ -57,6 +58,24 @@ def test_giving_back_does_not_wait_for_who_compares(monkeypatch):
         may_end.set()
         thread.join()
         assert lent == [first]
+
+
+def test_one_given_back_behind_the_last_look_is_forgotten(monkeypatch):
+    """Guards memory: what came between the end of the thread that forgets and the loop's notice of it stayed."""
+    forget, late = Dialogues.forget_old, []
+
+    def forget_and_get_one_more(pool):
+        forget(pool)
+        if not late:
+            late.append(pool.lend([("user", "late")], None))
+            pool.give_back(late[0], None)
+
+    monkeypatch.setattr(Dialogues, "forget_old", forget_and_get_one_more)
+    with open_test_client(FakeFactory()) as client:
+        ask = {"model": "fake", "top_p": 0, "messages": [{"role": "user", "content": "hi"}]}  # computes nothing
+        client.post("/v1/chat/completions", json=ask)
+        wait_until(lambda: late)
+        wait_until(lambda: client.runtime.stats().num_open_conversations == 0)
 
 
 def test_who_was_taken_meanwhile_is_not_lent_twice(monkeypatch):
