@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import time
+import threading
 from contextlib import closing
 
 import pytest
 from keychain_fixtures import GIVEN, SECRET, use_keyring
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, SEQUENCE
 
 from edgekv_storage import DataDir
@@ -131,19 +132,22 @@ def test_auto_takes_what_is_there_and_warns_of_a_file(directory, monkeypatch, tm
 
 def test_a_keyring_that_hangs_or_fails_costs_seconds_not_for_ever(directory, monkeypatch, tmp_path):
     """Guards a locked D-Bus: the start goes on with a key file; an existing chain says what to do."""
-    backend = use_keyring(monkeypatch, tmp_path)
+    backend, over = use_keyring(monkeypatch, tmp_path), threading.Event()
     with DataDir.open(tmp_path / "ringed") as ringed:
         KeyChain.open(ringed)
         monkeypatch.setattr(oskeyring, "LIMIT_S", 0.05)
         monkeypatch.setattr(oskeyring, "PROBE_LIMIT_S", 0.05)
-        monkeypatch.setattr(type(backend), "get_password", lambda *_: time.sleep(0.5))
+        monkeypatch.setattr(type(backend), "get_password", lambda *_: over.wait(PATIENCE_S))
         with pytest.raises(KeyUnavailable, match="did not answer"):
             KeyChain.open(ringed)
-        monkeypatch.setattr("keyring.get_keyring", lambda: time.sleep(0.5))
+        monkeypatch.setattr("keyring.get_keyring", lambda: over.wait(PATIENCE_S))
         assert KeyChain.open(directory).kind == "file"
         monkeypatch.setattr("keyring.get_keyring", lambda: 1 / 0)
+        monkeypatch.setattr(oskeyring, "LIMIT_S", PATIENCE_S)
+        monkeypatch.setattr(oskeyring, "PROBE_LIMIT_S", PATIENCE_S)
         with pytest.raises(KeyUnavailable, match="ZeroDivisionError"):
             KeyChain.open(ringed)
+    over.set()
 
 
 def test_destroyed_keys_are_gone_for_good(directory):

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from storage_fixtures import (
     OTHER,
     SEQUENCE,
@@ -411,7 +412,7 @@ def test_a_leaf_that_does_not_open_harms_no_neighbour(data_dir):
         places = model.find(store)
         out = memoryview(mmap.mmap(-1, 8 * LEAF))
         transfer = store.read([LeafRead(places[0], 1, 8, out)])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert [(f.leaf, f.reason) for f in transfer.result] == [(3, "damaged on disk")]
         for leaf, key in enumerate(model.keys):
             if leaf != 3:
@@ -437,7 +438,7 @@ def test_memory_that_changed_under_a_read_costs_no_leaf(data_dir):
         out = memoryview(mmap.mmap(-1, 8 * LEAF))
         for _ in range(20):
             transfers = [store.read([LeafRead(places[0], 0, 8, out)]) for _ in range(8)]
-            assert all(transfer.wait(20) for transfer in transfers)
+            assert all(transfer.wait(PATIENCE_S) for transfer in transfers)
         assert store.stats().damaged_leaves == 0
         run = store._readers._resolve(0, LeafRead(places[0], 0, 8, out), TINY)
         out[:] = bytes(len(out))
