@@ -184,5 +184,6 @@ def sit_down(data_dir, monkeypatch):
                 yield person
             finally:
                 await session.close()
+                app.exit()  # as leaving it does: what is still to be drawn finds widgets gone, which is no error then
 
     return sit_down
