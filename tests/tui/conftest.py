@@ -184,6 +184,6 @@ def sit_down(data_dir, monkeypatch):
                 yield person
             finally:
                 await session.close()
-                app.exit()  # as leaving it does: what is still to be drawn finds widgets gone, which is no error then
+                app.exit()  # as a person leaves it: what is drawn meanwhile may find its widget gone
 
     return sit_down
