@@ -184,6 +184,7 @@ def sit_down(data_dir, monkeypatch):
                 yield person
             finally:
                 await session.close()
-                app.exit()  # as a person leaves it: what is drawn meanwhile may find its widget gone
+                app.exit()  # as a person leaves it: what it does at this moment ends before its widgets go
+                await asyncio.wait([app._task], timeout=PATIENCE_S)
 
     return sit_down

@@ -124,6 +124,7 @@ async def test_a_message_to_no_model_says_so(sit_down):
         await person.says("hi")
         await person.sees("no model is loaded; Ctrl+P: Use another model", "nothing was sent", "█ hi")
         assert "loaded; wait" not in person.screen()
+        person.app.clear_notifications()  # they would lie over the line for five seconds
         await person.presses("ctrl+r")
         await person.sees("there is no message yet that could be answered again")
         fails.clear()
