@@ -25,8 +25,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copy() -> Iterator[Path]:
-    """Where copies of a store will be made, in memory if there is such a place: hundreds of small stores are opened
-    there for what is in their files. On a drive nearly all of the time is that of making and removing files.
+    """A data directory to be made again and again, in memory if there is such a place: hundreds are opened for what
+    is in their files. On a drive nearly all of the time is that of making and removing files.
     """
     shared = Path("/dev/shm")
     is_usable = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1 << 28

@@ -243,10 +243,10 @@ def kill_at(monkeypatch, number):
 
 
 @pytest.mark.parametrize("kind", ["file", "passphrase", "keyring"])
-def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, monkeypatch, tmp_path):
+def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(copy, kind, monkeypatch, tmp_path):
     """Guards the change of master keys: a child dies at every call in turn; each time all keys are there."""
     use_keyring(monkeypatch, tmp_path)
-    with DataDir.open(data_dir) as directory:
+    with DataDir.open(copy) as directory:
         chain = KeyChain.open(directory, protection=kind, unlocking=GIVEN)
         secret = chain.need(SEQUENCE).secret
     number, finished = 0, False
@@ -255,7 +255,7 @@ def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, m
         pid = os.fork()
         if pid == 0:
             try:
-                with DataDir.open(data_dir) as directory, pytest.MonkeyPatch.context() as patch:
+                with DataDir.open(copy) as directory, pytest.MonkeyPatch.context() as patch:
                     chain = KeyChain.open(directory, unlocking=GIVEN)
                     kill_at(patch, number)
                     chain.rotate(unlocking=GIVEN)
@@ -265,26 +265,26 @@ def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, m
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status in (0, 9)
         finished = status == 0
-        with DataDir.open(data_dir) as directory:
+        with DataDir.open(copy) as directory:
             chain = KeyChain.open(directory, unlocking=GIVEN)
             assert chain.find(SEQUENCE).secret == secret, number
             assert chain._table.strays() == []
-            files = sorted(path.name for path in data_dir.glob("master-*"))
+            files = sorted(path.name for path in copy.glob("master-*"))
             assert files == ([f"master-{chain.info().generation}.key"] if kind == "file" else [])
     assert number > 10
 
 
-def test_a_first_start_killed_at_any_step_is_begun_again(data_dir, monkeypatch):
+def test_a_first_start_killed_at_any_step_is_begun_again(copy):
     """Guards the making of keys.db: half of it must neither be believed nor stand in the way."""
     number, finished = 0, False
     while not finished:
         number += 1
-        shutil.rmtree(data_dir, ignore_errors=True)
-        DataDir.open(data_dir).close()
+        shutil.rmtree(copy, ignore_errors=True)
+        DataDir.open(copy).close()
         pid = os.fork()
         if pid == 0:
             try:
-                with DataDir.open(data_dir) as directory, pytest.MonkeyPatch.context() as patch:
+                with DataDir.open(copy) as directory, pytest.MonkeyPatch.context() as patch:
                     kill_at(patch, number)
                     KeyChain.open(directory, protection="file")
                 os._exit(0)
@@ -293,9 +293,9 @@ def test_a_first_start_killed_at_any_step_is_begun_again(data_dir, monkeypatch):
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status in (0, 9)
         finished = status == 0
-        with DataDir.open(data_dir) as directory:
+        with DataDir.open(copy) as directory:
             assert KeyChain.open(directory).need(SEQUENCE)
-            assert len(list(data_dir.glob("master-*"))) == 1
+            assert len(list(copy.glob("master-*"))) == 1
     assert number > 10
 
 
