@@ -7,6 +7,7 @@ longest common prefix with what it saw of the same sequence before, as the real 
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -99,11 +100,21 @@ class FakeEngine:
     instead of token `error_at`, or before anything. `stored` are the paths it says are on disk.
 
     `hold` lets a test decide when it goes on: while it is cleared, every token waits (until cancelled).
-    `started` is set when the first request begins.
+    `started` is set when the first request begins. `blocks`, where it is set, is a semaphore of blocks that
+    prefill may compute. `marks` is a file that is there once a token is, for tests of another process.
     """
 
     def __init__(
-        self, *, answer="hello there", token_s=0.0, block_s=0.0, error=None, error_at=0, ends=True, stored=()
+        self,
+        *,
+        answer="hello there",
+        token_s=0.0,
+        block_s=0.0,
+        error=None,
+        error_at=0,
+        ends=True,
+        stored=(),
+        marks=None,
     ):
         self.answer = answer
         self.token_s = token_s
@@ -112,14 +123,17 @@ class FakeEngine:
         self.error_at = error_at
         self.ends = ends
         self.stored = stored
+        self.marks = marks
         self.hold = threading.Event()
         self.hold.set()
         self.started = threading.Event()
+        self.blocks = None
         self.requests = []
         self.moved = []
         self.released = []
         self.seen = {}
         self.computed_tokens = 0
+        self.num_generated = 0
         self.closed = False
         self.is_loaded = True
         self.num_unloaded = 0
@@ -154,7 +168,7 @@ class FakeEngine:
         done = reused
         emit(PrefillProgress(done, len(context), reused))
         while done < len(context):
-            if is_cancelled():
+            if is_cancelled() or not self._may_compute(is_cancelled):
                 return False
             time.sleep(self.block_s)
             step = min(BLOCK, len(context) - done)
@@ -173,6 +187,9 @@ class FakeEngine:
             if len(generated) == request.max_tokens:
                 return generated, text + stopper.flush(), "length"
             generated.append(ord(character) + FIRST_CHARACTER)
+            self.num_generated += 1
+            if self.marks:
+                Path(self.marks).touch()
             shown = stopper.push(character)
             text += shown
             if shown:
@@ -190,6 +207,12 @@ class FakeEngine:
             if self.hold.wait(0.002):
                 return not is_cancelled()
         return False
+
+    def _may_compute(self, is_cancelled):
+        while self.blocks and not self.blocks.acquire(timeout=0.002):
+            if is_cancelled():
+                return False
+        return True
 
     def warm_up(self):
         """Nothing to warm."""

@@ -23,11 +23,11 @@ def refusal(path, data: bytes) -> str:
     """The one-line error that `data` gets; fails if it costs a second or 32 MiB."""
     path.write_bytes(data)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.thread_time()
     try:
         with pytest.raises(ModelLoadError) as caught:
             open_gguf(path)
-        assert time.perf_counter() - started < 1.0
+        assert time.thread_time() - started < 1.0
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()

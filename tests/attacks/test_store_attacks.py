@@ -94,11 +94,11 @@ def test_a_huge_sparse_file_is_not_read_through(data_dir, model):
     path = data_dir / _name(8)
     path.write_bytes(header)
     os.truncate(path, 1 << 40)
-    before = time.monotonic()
+    before = time.process_time()
     with open_store(data_dir) as store:
         assert _whole(store, model)
         assert store.live_bytes < 1 << 20
-    assert time.monotonic() - before < 2
+    assert time.process_time() - before < 2
 
 
 @pytest.mark.parametrize("field", range(8, 112, 4))

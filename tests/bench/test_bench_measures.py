@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE_S
 
 from edgekv.bench.alternate import alternate
 from edgekv.bench.fidelity import Distance
@@ -60,7 +61,7 @@ def test_the_memory_peak_sees_what_was_freed_again():
     with MemoryPeak() as peak, mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as arena:
         arena.write(b"x" * (64 << 20))
         during = anonymous_bytes()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while peak.bytes < during and time.monotonic() < deadline:  # the sampler's thread has to get its turn
             time.sleep(0.01)
     assert during >= before + (60 << 20)

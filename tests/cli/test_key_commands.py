@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 from contextlib import closing
 
+from patience import PATIENCE_S
+
 from edgekv.config import Config
 from edgekv.conversation.master import describe, export_code, rotate
 from edgekv.conversation.unlock import Unlock
@@ -118,7 +120,7 @@ def test_a_person_is_asked_unseen(edgekv, data_dir):
         os.close(follower)
         seen, fresh = b"", b""
         waiting = list(lines)
-        while select.select([leader], [], [], 20)[0]:
+        while select.select([leader], [], [], PATIENCE_S)[0]:
             try:
                 part = os.read(leader, 1024)
             except OSError:  # the terminal's other end was closed
@@ -128,7 +130,7 @@ def test_a_person_is_asked_unseen(edgekv, data_dir):
                 os.write(leader, waiting.pop(0).encode() + b"\n")
                 fresh = b""
         os.close(leader)
-        return child.wait(20), seen.decode()
+        return child.wait(PATIENCE_S), seen.decode()
 
     code, seen = type_into(["run", "hi", "-c", "a", "--key-protection", "passphrase"], "hunter2", "hunter2")
     assert (code, "hello there" in seen, "hunter2" in seen) == (0, True, False), seen

@@ -11,10 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, wait_until
 
 from edgekv.conversation.kept import kept_conversations, opened
 
-LONG = {"answer": "word " * 4000, "token_s": 0.002}
+LONG = {"answer": "word " * 4000, "token_s": 0.01}
 
 
 def kept_turns(data_dir, name):
@@ -121,20 +122,20 @@ def test_a_signal_keeps_the_partial_answer(edgekv, data_dir, number, code):
     process = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
     read_until(process.stdout, "word word")
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     (turn,) = kept_turns(data_dir, "a")
     assert turn.state == "stopped"
     assert turn.answer.startswith("word word")
 
 
-def test_a_signal_with_json_still_prints_one_object(edgekv):
+def test_a_signal_with_json_still_prints_one_object(edgekv, tmp_path):
     """Guards --json under Ctrl+C."""
-    process = edgekv("run", "tell", "--json", "--max-tokens", "4000", start=True, **LONG)
-    with pytest.raises(Exception):  # noqa: B017
-        process.communicate(timeout=2)
+    said = tmp_path / "said"
+    process = edgekv("run", "tell", "--json", "--max-tokens", "4000", start=True, marks=str(said), **LONG)
+    wait_until(said.exists, "the first token")
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=PATIENCE_S)
     assert json.loads(stdout)["finish_reason"] == "cancelled"
     assert process.returncode == 130
 
@@ -145,7 +146,7 @@ def test_a_closed_pipe_ends_silently_and_keeps_the_part(edgekv, data_dir):
     process = edgekv("run", "tell", "-c", "a", "--max-tokens", "4000", start=True, **LONG)
     read_until(process.stdout, "word")
     process.stdout.close()
-    assert process.wait(timeout=30) == 141
+    assert process.wait(timeout=PATIENCE_S) == 141
     assert process.stderr.read() == ""
     assert kept_turns(data_dir, "a")[0].state == "stopped"
 
@@ -258,7 +259,7 @@ def test_chat_ctrl_c_stops_the_answer_and_goes_on(edgekv, data_dir):
     process.stdin.write("/history\n")
     process.stdin.close()
     process.stdin = None
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, stderr
     assert "0 > tell\nword word" in stdout
     assert kept_turns(data_dir, "a")[0].state == "stopped"
@@ -273,10 +274,10 @@ def test_a_terminal_that_cannot_draw_gets_the_plain_chat(edgekv, term, is_full):
     os.write(leader, b"hi\n/quit\n")
     seen = b""
     with contextlib.suppress(OSError):  # the terminal's other end was closed
-        while select.select([leader], [], [], 20)[0] and (part := os.read(leader, 1024)):
+        while select.select([leader], [], [], PATIENCE_S)[0] and (part := os.read(leader, 1024)):
             seen += part
     os.close(leader)
-    assert child.wait(20) == 0, seen
+    assert child.wait(PATIENCE_S) == 0, seen
     assert (b"full screen" in seen, b"hello there" in seen) == (is_full, not is_full), seen
     assert b"\x1b" not in seen
 

@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from fakes import FakeFactory
+from patience import PATIENCE_S
 
 import edgekv
 from edgekv.reference import reference
@@ -61,7 +62,7 @@ def test_the_window(faked, monkeypatch):
         window.send()
         shown = []
         while not any(text.endswith("\n") for text in shown[1:]):
-            window._soon.get(timeout=10)()
+            window._soon.get(timeout=PATIENCE_S)()
             shown = [call.args[1] for call in window._text.insert.call_args_list]
     assert "".join(shown) == "> hi\nhello there\n"
 

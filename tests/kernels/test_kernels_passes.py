@@ -23,6 +23,16 @@ LAYERS, COLUMNS, HEADS, KV_HEADS, DIM, HIDDEN, FFN = 3, 40, 6, 2, 32, 160, 96
 SCALE = DIM**-0.5
 
 
+@pytest.fixture(autouse=True)
+def fewer_programs(request, monkeypatch):
+    """Triton's interpreter needs milliseconds for each program, which is a kv head of a column, whatever it
+    computes. Fewer columns cross the same edges: there are more than are kept, searched or left by a scan, of two
+    heads, and a group of heads that is no power of two.
+    """
+    if "form" in request.fixturenames and request.getfixturevalue("form") == "triton":
+        monkeypatch.setitem(globals(), "COLUMNS", 20)
+
+
 def layer():
     """Small weights, so that nothing overflows in layers that follow each other."""
 
@@ -101,6 +111,13 @@ def expected(attend):
         return layer_by_layer(attend)
 
 
+def plainly(form, attend):
+    """What a pass in the form has to come to. Triton's passes are the plain form: they would be compared with
+    themselves.
+    """
+    return expected(attend) if form == "triton" else layer_by_layer(attend)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("budget", [0, 7, 1000])
@@ -108,7 +125,7 @@ def test_all_layers_at_once(form, worst, budget, turned, threads):
     """Guards the choice, turned columns, a last column with empty tokens, threads that share every phase."""
     budget = min(budget, COLUMNS - 4)
     plain, attend = token_pass(budget=budget, turned=turned), token_pass(budget=budget, turned=turned)
-    wanted = layer_by_layer(plain) if 0 < budget < COLUMNS - 4 else expected(plain)
+    wanted = plainly(form, plain) if 0 < budget < COLUMNS - 4 else expected(plain)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -127,26 +144,27 @@ def test_all_layers_at_once(form, worst, budget, turned, threads):
 
 
 def test_what_is_attended_anyway_is_weighed_too(form):
-    """Guards that the columns around reach the choice at all: one that counts 60 times changes it."""
+    """Guards that the columns around reach the choice at all: one that counts ten times changes it."""
     chosen = {}
-    for around in (0, 60):
-        plain, attend = (token_pass(budget=7, around=around) for _ in range(2))
-        layer_by_layer(plain)
+    for around in (0, 10):
+        plain, attend = (token_pass(budget=6, around=around) for _ in range(2))
+        plainly(form, plain)
         pass_layers_(*inputs(), attend)
-        chosen[around] = attend.columns(0).tolist()
-        assert chosen[around] == plain.columns(0).tolist()
-    assert chosen[0] != chosen[60]
+        chosen[around] = [attend.columns(index).tolist() for index in range(LAYERS)]
+        assert chosen[around] == [plain.columns(index).tolist() for index in range(LAYERS)]
+    assert chosen[0] != chosen[10]
 
 
 def test_only_what_a_scan_left_is_searched(form):
     """Guards the sieve: between two scans columns that it dropped must not be chosen, nor ones of another layer."""
     passes = [token_pass(budget=4, max_candidates=8) for _ in range(2)]
-    left = [list(range(2 + index, 26 + index, 3)) for index in range(LAYERS)]
+    step = (COLUMNS - 10) // 8
+    left = [list(range(2 + index, 2 + index + 8 * step, step)) for index in range(LAYERS)]
     for each in passes:
         each.choosing, each.phase = replace(each.choosing, scan_period=1000), 1
         for index in range(LAYERS):
             each.choosing.scanned[index] = torch.tensor([8, COLUMNS - 5, *left[index]])
-    layer_by_layer(passes[0])
+    plainly(form, passes[0])
     pass_layers_(*inputs(), passes[1])
     for index in range(LAYERS):
         assert torch.equal(passes[1].columns(index), passes[0].columns(index))
@@ -157,17 +175,17 @@ def test_only_what_a_scan_left_is_searched(form):
 
 @pytest.mark.parametrize("max_candidates", [8, 1000])
 def test_the_best_are_kept(form, max_candidates):
-    """Guards scanning in one of nine passes and searching in one of four: what was kept must be the layer's own,
+    """Guards scanning in one of seven passes and searching in one of four: what was kept must be the layer's own,
     layers must take turns, and new columns come along.
     """
     passes = [token_pass(budget=4, max_candidates=max_candidates, turned=True) for _ in range(2)]
     ends, scans, measured = [], [], 0
-    for phase in range(12):
+    for phase in range(9):
         for each in passes:
             last = COLUMNS - 9 + phase // 2
-            each.choosing = replace(each.choosing, period=4, scan_period=9, last=last)
+            each.choosing = replace(each.choosing, period=4, scan_period=7, last=last)
             each.phase, each.native = phase, None
-        layer_by_layer(passes[0])
+        plainly(form, passes[0])
         pass_layers_(*inputs(), passes[1])
         plain, attend = passes
         for index in range(LAYERS):
@@ -180,7 +198,7 @@ def test_the_best_are_kept(form, max_candidates):
         assert torch.equal(attend.choosing.kept, plain.choosing.kept)
         assert torch.equal(attend.choosing.scanned, plain.choosing.scanned)
         is_long = max_candidates == 8
-        turns = [is_long and (phase == 0 or (3 * i + phase) % 9 == 0) for i in range(LAYERS)]
+        turns = [is_long and (phase == 0 or (7 * i // LAYERS + phase) % 7 == 0) for i in range(LAYERS)]
         found = [last if turns[i] or phase == 0 or (i + phase) % 4 == 0 else ends[i] for i in range(LAYERS)]
         ends = found
         scans = [last if turns[i] else (scans or [0] * LAYERS)[i] for i in range(LAYERS)]
@@ -218,13 +236,13 @@ def test_the_share_of_attention_that_is_kept(form):
 def test_a_leaf_that_is_away_has_to_weigh_more(form):
     """Guards reads for the sake of leaves that hardly count: at a weight of 0 none is chosen that is away."""
     passes = [token_pass(budget=7) for _ in range(2)]
-    layer_by_layer(passes[0])
+    plainly(form, passes[0])
     away = passes[0].columns(1)[:3].long()
     for each in passes:
         each.choosing.kept.zero_()
         each.choosing = replace(each.choosing, away=0.0)
         each.where[1, away] = -1
-    layer_by_layer(passes[0])
+    plainly(form, passes[0])
     pass_layers_(*inputs(), passes[1])
     for index in range(LAYERS):
         assert torch.equal(passes[1].columns(index), passes[0].columns(index))

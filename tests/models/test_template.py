@@ -220,10 +220,12 @@ def test_bundled_models_turn_is_fast():
     assert joined(first).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     history = [user("hi"), answer("hello")] * 50
     best = 1.0
-    for _ in range(5):
+    for _ in range(100):  # on a machine with a lot else to do
         started = time.perf_counter()
         pieces = template.next_turn(history, True, "x" * 1000)
         best = min(best, time.perf_counter() - started)
+        if best < 0.05:
+            break
     assert pieces[0] == ("\n<|im_start|>user\n", True)
     assert best < 0.05  # about 4 ms on an idle machine
     template.close()

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from gguf_writer import write_tiny_gguf
@@ -128,11 +127,12 @@ def test_many_threads_and_a_close(tmp_path):
     tokenizer = load(write_tiny_gguf(tmp_path / "tiny.gguf"))
     expected = tokenizer.encode("hello the world " * 50, special=False)
     wrong: list[object] = []
+    begun = threading.Semaphore(0)
 
     def work():
         try:
             while tokenizer.encode("hello the world " * 50, special=False) == expected:
-                pass
+                begun.release()
             wrong.append("differs")
         except ValueError:
             return
@@ -140,7 +140,8 @@ def test_many_threads_and_a_close(tmp_path):
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    for _ in range(20):
+        begun.acquire()
     tokenizer.close()
     for thread in threads:
         thread.join()

@@ -2,14 +2,14 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 from fakes import FakeFactory
+from patience import PATIENCE_S, Held, wait_until
 
 from edgekv import AsyncRuntime, Busy, Cancelled, Done, TextDelta
 
-LONG = {"answer": "x" * 5000, "token_s": 0.001}
+LONG = {"answer": "x" * 5000, "token_s": 0.01}
 
 
 def run(data_dir, factory, scenario, **options):
@@ -42,7 +42,7 @@ def test_cancelling_the_task_stops_the_computation(data_dir):
     async def scenario(runtime):
         chat = await runtime.conversation("a")
         task = asyncio.create_task(chat.send("one", max_tokens=5000))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(wait_until, lambda: factory.engine.num_generated)
         assert runtime.stats().is_generating
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -104,19 +104,21 @@ def test_timeout_and_errors(data_dir):
 
 
 def test_the_event_loop_is_never_blocked(data_dir):
-    """Guards the loop: a heartbeat keeps beating while the engine works slowly."""
+    """Guards the loop: it beats between any two tokens. A loop that waited for one would wait for itself."""
+    factory, may_go_on = FakeFactory(answer="x" * 20), threading.Semaphore(0)
 
     async def scenario(runtime):
+        factory.engine._may_go_on = lambda _is_cancelled: may_go_on.acquire(timeout=PATIENCE_S)
         chat = await runtime.conversation("a")
         task = asyncio.create_task(chat.send("one", max_tokens=100))
-        longest, last = 0.0, time.perf_counter()
-        while not task.done():
-            await asyncio.sleep(0.002)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
-        return longest
+        for number in range(20):
+            for _ in range(3):
+                await asyncio.sleep(0.001)
+            assert factory.engine.num_generated <= number
+            may_go_on.release()
+        return (await task).finish_reason
 
-    assert run(data_dir, FakeFactory(answer="x" * 100, token_s=0.003), scenario) < 0.1
+    assert run(data_dir, factory, scenario) == "stop"
 
 
 def test_no_thread_is_left(data_dir):
@@ -127,7 +129,7 @@ def test_no_thread_is_left(data_dir):
         for _ in range(5):
             await chat.send("x")
 
-    before = threading.active_count()
+    held = Held()
     for _ in range(3):
         run(data_dir, FakeFactory(), scenario)
-    assert threading.active_count() == before
+    assert not held.new_threads()

@@ -1,11 +1,11 @@
 """Events pushed to a handler: in order, complete, in the thread that was asked for."""
 
 import threading
-import time
 from queue import SimpleQueue
 
 import pytest
 from fakes import FakeFactory
+from patience import PATIENCE_S, Held, wait_until
 
 from edgekv import Done, TextDelta
 
@@ -23,7 +23,7 @@ class Loop:
 
     def run_until(self, condition):
         while not condition():
-            self._functions.get(timeout=10)()
+            self._functions.get(timeout=PATIENCE_S)()
 
 
 def test_events_come_in_the_loops_thread(open_runtime):
@@ -55,14 +55,14 @@ def test_errors_and_what_ended_before_are_delivered(open_runtime):
     stream = runtime.conversation("a").stream("hi")
     stream._generation.wait()
     stream.deliver(handle)
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE_S)
     assert isinstance(got[-1], ValueError)
     assert "".join(event.text for event in got if isinstance(event, TextDelta)) == "he"
 
 
 def test_a_handler_that_fails_stops_its_answer_only(open_runtime, caplog):
     """Guards the engine's thread: an error in the caller's code must not end it for everybody."""
-    runtime = open_runtime(FakeFactory(answer="x" * 5000, token_s=0.001))
+    runtime = open_runtime(FakeFactory(answer="x" * 5000, token_s=0.01))
 
     def handle(_event):
         raise RuntimeError("in the GUI")
@@ -82,7 +82,7 @@ def test_a_handler_that_fails_in_its_loop_raises_there(open_runtime):
         calls.append(event)
         raise RuntimeError("in the GUI")
 
-    stream = open_runtime(FakeFactory(answer="x" * 5000, token_s=0.001)).conversation("a").stream("hi")
+    stream = open_runtime(FakeFactory(answer="x" * 5000, token_s=0.01)).conversation("a").stream("hi")
     stream.deliver(handle, loop.soon)
     with pytest.raises(RuntimeError, match="in the GUI"):
         loop.run_until(lambda: False)
@@ -96,7 +96,7 @@ def test_a_time_limit_holds_in_the_queue_too(open_runtime):
     runtime = open_runtime(factory)
     factory.engine.hold.clear()
     running = runtime.conversation("a").stream("hi")
-    assert factory.engine.started.wait(10)
+    assert factory.engine.started.wait(PATIENCE_S)
     got, ended = [], threading.Event()
 
     def handle(event):
@@ -104,15 +104,12 @@ def test_a_time_limit_holds_in_the_queue_too(open_runtime):
         if isinstance(event, Done):
             ended.set()
 
-    before = threading.active_count()
+    held = Held()
     runtime.conversation("b").stream("hi", timeout=0.05).deliver(handle)
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE_S)
     assert (got[-1].result.finish_reason, len(factory.engine.requests)) == ("cancelled", 1)
     factory.engine.hold.set()
     assert running.result().text == "hello there"
     runtime.conversation("b").stream("hi", timeout=1000).deliver(handle)
     runtime.conversation("c").send("hi")
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline, "the timer's thread is still there"
-        time.sleep(0.002)
+    wait_until(lambda: not held.new_threads(), "the end of the timer's thread")

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 from fakes import FakeEngine, FakeFactory, FakeFront
+from patience import PATIENCE_S
 
 from edgekv import Closed, ConversationError, Notice, Runtime, StoreError
 from edgekv.conversation.worker import EngineThread
@@ -51,7 +52,7 @@ def test_an_engine_that_fails_to_warm_up_is_told_to_everyone(open_runtime):
     factory.go.set()
     with pytest.raises(Closed, match="no kernel image"):
         stream.result()
-    waiting.join(5)
+    waiting.join(PATIENCE_S)
     assert "RuntimeError: no kernel image" in outcome[0]
     for call in (runtime.stats, lambda: chat.send("two"), lambda: runtime.conversation("b")):
         with pytest.raises(Closed, match="no kernel image"):
@@ -109,13 +110,13 @@ def test_forget_does_not_stop_the_others(open_runtime):
         pass
     opened = threading.Thread(target=runtime.conversation, args=("c",))
     opened.start()
-    opened.join(2)
+    opened.join(PATIENCE_S)
     was_free = not opened.is_alive()
     if was_free:
         with pytest.raises(ConversationError, match="being forgotten"):
             runtime.conversation("a")
     factory.engine.hold.set()
-    forgetting.join(5)
+    forgetting.join(PATIENCE_S)
     assert was_free
     assert running.result().text == "hello there"
     assert "a" not in [info.name for info in runtime.conversations()]
@@ -132,20 +133,20 @@ def test_nothing_is_submitted_after_retire(open_runtime, monkeypatch):
 
     def slow(self, *args):
         inside.set()
-        go_on.wait(5)
+        go_on.wait(PATIENCE_S)
         submit(self, *args)
 
     monkeypatch.setattr(EngineThread, "submit", slow)
     sending = threading.Thread(target=chat.stream, args=("one",))
     sending.start()
-    inside.wait(5)
+    inside.wait(PATIENCE_S)
     retiring = threading.Thread(target=chat.retire, args=("gone",))
     retiring.start()
     retiring.join(0.1)
     assert retiring.is_alive()
     go_on.set()
-    retiring.join(5)
-    sending.join(5)
+    retiring.join(PATIENCE_S)
+    sending.join(PATIENCE_S)
     assert not retiring.is_alive()
     assert chat.history()[0].state == "stopped"
 

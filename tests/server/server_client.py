@@ -50,11 +50,3 @@ def live(factory, **options):
         finally:
             server.should_exit = True
             thread.join()
-
-
-def wait_until(condition, seconds=10):
-    """Return as soon as `condition()` holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)

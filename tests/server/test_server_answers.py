@@ -3,7 +3,7 @@
 import json
 
 from fakes import FakeFactory, FakeFront
-from server_client import wait_until
+from patience import wait_until
 
 CHAT = "/v1/chat/completions"
 

@@ -5,7 +5,8 @@ import time
 
 import pytest
 from fakes import FakeFactory
-from server_client import open_test_client, wait_until
+from patience import PATIENCE_S, wait_until
+from server_client import open_test_client
 
 from edgekv import Runtime
 from edgekv.server import dialogues
@@ -46,14 +47,14 @@ def test_giving_back_does_not_wait_for_who_compares(monkeypatch):
 
         def slow(held, asked):
             begun.set()
-            assert may_end.wait(10)
+            assert may_end.wait(PATIENCE_S)
             return shared_characters(held, asked)
 
         monkeypatch.setattr(dialogues, "shared_characters", slow)
         lent = []
         thread = threading.Thread(target=lambda: lent.append(pool.lend([("user", "one")], None)))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(PATIENCE_S)
         pool.give_back(second, ["two", "b"])
         may_end.set()
         thread.join()
@@ -72,7 +73,11 @@ def test_one_given_back_behind_the_last_look_is_forgotten(monkeypatch):
 
     monkeypatch.setattr(Dialogues, "forget_old", forget_and_get_one_more)
     with open_test_client(FakeFactory()) as client:
-        ask = {"model": "fake", "top_p": 0, "messages": [{"role": "user", "content": "hi"}]}  # computes nothing
+        ask = {
+            "model": "fake",
+            "top_p": 0,
+            "messages": [{"role": "user", "content": "hi"}],
+        }  # computes nothing
         client.post("/v1/chat/completions", json=ask)
         wait_until(lambda: late)
         wait_until(lambda: client.runtime.stats().num_open_conversations == 0)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 from fakes import FakeFactory
-from server_client import HEADERS, wait_until
+from patience import PATIENCE_S, wait_until
+from server_client import HEADERS
 
 from edgekv import Runtime
 from edgekv.server.app import Service
@@ -54,14 +55,14 @@ def serve(factory, scenario):
 @pytest.mark.parametrize("streams", [True, False])
 def test_gone_in_prefill(streams):
     """Guards llama-cpp-python#599: nobody waits any more, so the rest of a long prompt is not computed."""
-    factory = FakeFactory(block_s=0.02)
+    factory = FakeFactory(block_s=0.1)
 
     async def scenario(runtime, app):
         client = Client(app, LONG, stream=streams)
         running = asyncio.create_task(client.run())
         await asyncio.to_thread(factory.engine.started.wait)
         client.gone.set()
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, PATIENCE_S)
         await asyncio.to_thread(wait_until, lambda: not runtime.stats().is_generating)
 
     serve(factory, scenario)
@@ -70,7 +71,7 @@ def test_gone_in_prefill(streams):
 
 def test_gone_while_it_answers_and_while_it_waits():
     """Guards the running one and the queued one, and that what was said is where the next request goes on."""
-    factory = FakeFactory(answer="y" * 5000, token_s=0.001)
+    factory = FakeFactory(answer="y" * 5000, token_s=0.01)
 
     async def scenario(runtime, app):
         first, second = Client(app, "one" * 2000, stream=True), Client(app, "two", stream=True)
@@ -79,9 +80,9 @@ def test_gone_while_it_answers_and_while_it_waits():
         running.append(asyncio.create_task(second.run()))
         await asyncio.to_thread(wait_until, lambda: runtime.stats().num_waiting == 1)
         second.gone.set()
-        await asyncio.wait_for(running[1], 5)
+        await asyncio.wait_for(running[1], PATIENCE_S)
         first.gone.set()
-        await asyncio.wait_for(running[0], 5)
+        await asyncio.wait_for(running[0], PATIENCE_S)
         await asyncio.to_thread(wait_until, lambda: not runtime.stats().is_generating)
         again = Client(app, "one" * 2000, max_tokens=1)
         await again.run()
@@ -94,7 +95,7 @@ def test_gone_while_it_answers_and_while_it_waits():
 
 def test_a_stopped_server_stops_the_computation():
     """Guards Ctrl+C: the task of a request is cancelled, and nothing goes on computing behind it."""
-    factory = FakeFactory(block_s=0.02)
+    factory = FakeFactory(block_s=0.1)
 
     async def scenario(runtime, app):
         client = Client(app, LONG, stream=True)

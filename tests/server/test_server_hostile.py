@@ -7,6 +7,7 @@ import pytest
 from fakes import FakeFactory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from server_client import TOKEN, live, open_test_client
 
 CHAT = "/v1/chat/completions"
@@ -66,7 +67,7 @@ def test_no_body_makes_the_server_fail(client, fields, path):
 def speak(place, *parts):
     """What comes back for raw bytes, until the server closes or says nothing more."""
     host, port = place
-    with socket.create_connection((host, port), timeout=5) as client:
+    with socket.create_connection((host, port), timeout=PATIENCE_S) as client:
         try:
             for part in parts:
                 client.sendall(part)
@@ -120,6 +121,6 @@ def test_raw_bytes(place, parts, starts):
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
     good = HEAD + b"Connection: close\r\nContent-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
     host, port = place
-    with socket.create_connection((host, port), timeout=5) as client:
+    with socket.create_connection((host, port), timeout=PATIENCE_S) as client:
         client.sendall(good)
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200")

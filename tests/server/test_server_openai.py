@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 from fakes import FakeFactory
-from server_client import TOKEN, live, wait_until
+from patience import wait_until
+from server_client import TOKEN, live
 
 openai = pytest.importorskip("openai")
 HI = [{"role": "user", "content": "hi"}]
@@ -79,7 +80,7 @@ def test_eight_at_once(place):
 
 def test_hanging_up_stops_the_computation():
     """Guards disconnects over a real connection, in prefill and while the answer comes."""
-    factory = FakeFactory(answer="y" * 100_000, token_s=0.001, block_s=0.02)
+    factory = FakeFactory(answer="y" * 100_000, token_s=0.001, block_s=0.1)
 
     async def hang_up(url):
         async with openai.AsyncOpenAI(base_url=url, api_key=TOKEN, max_retries=0) as client:

@@ -79,7 +79,7 @@ class Chat:
                 for i, place in enumerate(places)
             ]
             transfer = store.read(reads)
-            assert transfer.wait(10)
+            assert transfer.wait(60)
             bad = {fault.request % len(places) for fault in transfer.result}
             _verify_sections(store, path, places, new)
             for i, key in enumerate(path[new : new + len(places)]):

@@ -116,7 +116,7 @@ class Model:
             outs = [arena[i * size : (i + 1) * size] for i in range(len(places))]
             requests = [LeafRead(place, layer, 1, out) for place, out in zip(places, outs, strict=True)]
             transfer = store.read(requests)
-            assert transfer.wait(20)
+            assert transfer.wait(60)
             bad = {fault.request for fault in transfer.result}
             damaged += len(bad)
             for i, out in enumerate(outs):

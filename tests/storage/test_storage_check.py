@@ -69,9 +69,9 @@ def test_plain_segments_are_checked_too(data_dir, layout):
     assert [r.num_leaves for r in checked.segments[0].records] == [4]
 
 
-def test_every_flipped_byte_of_a_segment_is_found_or_padding(data_dir):
+def test_every_flipped_byte_of_a_segment_is_found_or_padding(copy):
     """Guards completeness: a flip anywhere but in padding is a problem, in a section a note; leaves are named."""
-    path = _filled(data_dir)
+    path = _filled(copy)
     (file,) = segments_in(path)
     good = file.read_bytes()
     padding = found = 0

@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
 from edgekv_storage import LeafRead, Store, known_losses
@@ -64,7 +65,7 @@ def test_old_places_lead_to_the_copy(data_dir):
             assert model.read(store, places) == (9, 0)
             out = memoryview(bytearray(3 * TINY.leaf_bytes))
             transfer = store.read([LeafRead(places[0], 1, 3, out)])
-            assert transfer.wait(10)
+            assert transfer.wait(PATIENCE_S)
             assert transfer.result == []
             store._on_damage(model.find(store)[1:])  # the copy is mostly dead in its turn
             model.ids, places = model.ids[:16], places[:1]
@@ -87,7 +88,7 @@ def test_a_sequence_that_nobody_asked_for_yet(data_dir):
 def _check_fault(store: Store, place) -> None:
     """A leaf that was left behind is a miss, not an error and not another's bytes."""
     transfer = store.read([LeafRead(place, 0, 1, memoryview(bytearray(TINY.leaf_bytes)))])
-    assert transfer.wait(10)
+    assert transfer.wait(PATIENCE_S)
     assert len(transfer.result) in (0, 1)
 
 

@@ -32,14 +32,13 @@ def _flip(path, offset: int, bit: int = 0) -> None:
         file.write(bytes([byte ^ (1 << bit)]))
 
 
-def test_a_flipped_bit_anywhere_is_detected_or_harmless(data_dir, tmp_path):
+def test_a_flipped_bit_anywhere_is_detected_or_harmless(data_dir, copy):
     """Guards every byte of every file: 100 random flips, each with the index and again without it."""
     model = _filled(data_dir, 2, 3)
     files = [f for f in data_dir.iterdir() if f.is_file() and f.stat().st_size]
     rng = random.Random(7)
     lost = 0
     for number in range(100):
-        copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(data_dir, copy)
         victim = rng.choice([f for f in files if f.name.startswith("seg")] * 3 + files)
@@ -105,14 +104,13 @@ def test_an_older_copy_stands_in_for_a_damaged_one(data_dir):
 
 
 @pytest.mark.parametrize("keep_index", [True, False])
-def test_files_cut_or_extended_at_any_boundary(data_dir, tmp_path, keep_index):
+def test_files_cut_or_extended_at_any_boundary(data_dir, copy, keep_index):
     """Guards truncation and junk behind the end: the good prefix is found and right."""
     model = _filled(data_dir, 1, 2, 1)
     name = segments_in(data_dir)[0].name
     size = (data_dir / name).stat().st_size
     cuts = [at + d for at in range(0, size + 1, 4096) for d in (-1, 0, 1) if 0 <= at + d <= size + 1]
     for cut in cuts:
-        copy = tmp_path / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(data_dir, copy)
         os.truncate(copy / name, cut)

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import NAMESPACE, OTHER, SEQUENCE, TINY, Model, open_store, segments_in
 
 from edgekv_storage import DataDir, KeyChain, StoreClosed, Transcripts
@@ -30,7 +31,7 @@ def _in_child(work: Callable[[], object]) -> str:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(PATIENCE_S)
         os.write(writing, found[0].encode())
         os._exit(0)
     os.close(writing)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import time
+import threading
 from contextlib import closing
 
 import pytest
 from keychain_fixtures import GIVEN, SECRET, use_keyring
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, SEQUENCE
 
 from edgekv_storage import DataDir
@@ -131,19 +132,22 @@ def test_auto_takes_what_is_there_and_warns_of_a_file(directory, monkeypatch, tm
 
 def test_a_keyring_that_hangs_or_fails_costs_seconds_not_for_ever(directory, monkeypatch, tmp_path):
     """Guards a locked D-Bus: the start goes on with a key file; an existing chain says what to do."""
-    backend = use_keyring(monkeypatch, tmp_path)
+    backend, over = use_keyring(monkeypatch, tmp_path), threading.Event()
     with DataDir.open(tmp_path / "ringed") as ringed:
         KeyChain.open(ringed)
         monkeypatch.setattr(oskeyring, "LIMIT_S", 0.05)
         monkeypatch.setattr(oskeyring, "PROBE_LIMIT_S", 0.05)
-        monkeypatch.setattr(type(backend), "get_password", lambda *_: time.sleep(0.5))
+        monkeypatch.setattr(type(backend), "get_password", lambda *_: over.wait(PATIENCE_S))
         with pytest.raises(KeyUnavailable, match="did not answer"):
             KeyChain.open(ringed)
-        monkeypatch.setattr("keyring.get_keyring", lambda: time.sleep(0.5))
+        monkeypatch.setattr("keyring.get_keyring", lambda: over.wait(PATIENCE_S))
         assert KeyChain.open(directory).kind == "file"
         monkeypatch.setattr("keyring.get_keyring", lambda: 1 / 0)
+        monkeypatch.setattr(oskeyring, "LIMIT_S", PATIENCE_S)
+        monkeypatch.setattr(oskeyring, "PROBE_LIMIT_S", PATIENCE_S)
         with pytest.raises(KeyUnavailable, match="ZeroDivisionError"):
             KeyChain.open(ringed)
+    over.set()
 
 
 def test_destroyed_keys_are_gone_for_good(directory):
@@ -239,10 +243,10 @@ def kill_at(monkeypatch, number):
 
 
 @pytest.mark.parametrize("kind", ["file", "passphrase", "keyring"])
-def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, monkeypatch, tmp_path):
+def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(copy, kind, monkeypatch, tmp_path):
     """Guards the change of master keys: a child dies at every call in turn; each time all keys are there."""
     use_keyring(monkeypatch, tmp_path)
-    with DataDir.open(data_dir) as directory:
+    with DataDir.open(copy) as directory:
         chain = KeyChain.open(directory, protection=kind, unlocking=GIVEN)
         secret = chain.need(SEQUENCE).secret
     number, finished = 0, False
@@ -251,7 +255,7 @@ def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, m
         pid = os.fork()
         if pid == 0:
             try:
-                with DataDir.open(data_dir) as directory, pytest.MonkeyPatch.context() as patch:
+                with DataDir.open(copy) as directory, pytest.MonkeyPatch.context() as patch:
                     chain = KeyChain.open(directory, unlocking=GIVEN)
                     kill_at(patch, number)
                     chain.rotate(unlocking=GIVEN)
@@ -261,26 +265,26 @@ def test_rotation_killed_at_any_step_leaves_a_chain_that_opens(data_dir, kind, m
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status in (0, 9)
         finished = status == 0
-        with DataDir.open(data_dir) as directory:
+        with DataDir.open(copy) as directory:
             chain = KeyChain.open(directory, unlocking=GIVEN)
             assert chain.find(SEQUENCE).secret == secret, number
             assert chain._table.strays() == []
-            files = sorted(path.name for path in data_dir.glob("master-*"))
+            files = sorted(path.name for path in copy.glob("master-*"))
             assert files == ([f"master-{chain.info().generation}.key"] if kind == "file" else [])
     assert number > 10
 
 
-def test_a_first_start_killed_at_any_step_is_begun_again(data_dir, monkeypatch):
+def test_a_first_start_killed_at_any_step_is_begun_again(copy):
     """Guards the making of keys.db: half of it must neither be believed nor stand in the way."""
     number, finished = 0, False
     while not finished:
         number += 1
-        shutil.rmtree(data_dir, ignore_errors=True)
-        DataDir.open(data_dir).close()
+        shutil.rmtree(copy, ignore_errors=True)
+        DataDir.open(copy).close()
         pid = os.fork()
         if pid == 0:
             try:
-                with DataDir.open(data_dir) as directory, pytest.MonkeyPatch.context() as patch:
+                with DataDir.open(copy) as directory, pytest.MonkeyPatch.context() as patch:
                     kill_at(patch, number)
                     KeyChain.open(directory, protection="file")
                 os._exit(0)
@@ -289,9 +293,9 @@ def test_a_first_start_killed_at_any_step_is_begun_again(data_dir, monkeypatch):
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status in (0, 9)
         finished = status == 0
-        with DataDir.open(data_dir) as directory:
+        with DataDir.open(copy) as directory:
             assert KeyChain.open(directory).need(SEQUENCE)
-            assert len(list(data_dir.glob("master-*"))) == 1
+            assert len(list(copy.glob("master-*"))) == 1
     assert number > 10
 
 

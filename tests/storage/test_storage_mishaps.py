@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, SEQUENCE, TINY, FixedKeys, Model, open_store, segments_in
 
 from edgekv_storage.io.disk import OsDisk
@@ -87,7 +88,7 @@ def test_an_append_in_progress_is_no_missing_row(data_dir, monkeypatch):
         if threading.current_thread() is appending:
             catalog_lock.release()
             entered.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE_S)
             catalog_lock.acquire()
         return add_record(self, segment, number, known)
 
@@ -98,7 +99,7 @@ def test_an_append_in_progress_is_no_missing_row(data_dir, monkeypatch):
         appending = threading.Thread(target=lambda: model.append(store, 4))
         monkeypatch.setattr(Catalog, "add_record", wait)
         appending.start()
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE_S)
         store._catalog.dirty.add(SEQUENCE)
         for _ in range(3):
             store.tidy()

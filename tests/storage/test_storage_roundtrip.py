@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import (
     ODD,
     OTHER,
@@ -54,7 +55,7 @@ def test_a_run_from_the_middle_of_a_record(data_dir, layout):
         store.flush()
         out = memoryview(mmap.mmap(-1, 4 * layout.leaf_bytes))
         transfer = store.read([LeafRead(places[3], 1, 4, out)])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert transfer.result == []
         assert bytes(out) == b"".join(leaf_bytes_of(layout, key, 1) for key in model.keys[3:7])
 
@@ -67,7 +68,7 @@ def test_long_runs_are_cut_and_still_whole(data_dir):
         store.flush()
         out = memoryview(mmap.mmap(-1, 200 * SMOL.leaf_bytes))
         transfer = store.read([LeafRead(places[0], 29, 200, out)])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert transfer.result == []
         assert bytes(out) == b"".join(leaf_bytes_of(SMOL, key, 29) for key in model.keys)
         assert store.stats().reads == 3
@@ -157,7 +158,7 @@ def test_cancelled_reads_are_reported_and_harmless(data_dir):
         transfers = [store.read([LeafRead(places[0], 0, 64, out)]) for _ in range(50)]
         for transfer in transfers:
             transfer.cancel()
-        assert all(transfer.wait(20) for transfer in transfers)
+        assert all(transfer.wait(PATIENCE_S) for transfer in transfers)
         assert all(len(transfer.result) in (0, 64) for transfer in transfers)
         assert len(model.find(store)) == 64
 
@@ -195,7 +196,7 @@ def test_reading_what_was_forgotten_is_a_miss(data_dir):
         store.forget(SEQUENCE)
         Model(TINY, OTHER).append(store, 1)
         transfer = store.read([LeafRead(places[0], 0, 1, memoryview(bytearray(1024)))])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert transfer.result == [LeafFault(0, 0, "not in the store")]
 
 

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE_S
 from storage_fixtures import (
     OTHER,
     SEQUENCE,
@@ -103,13 +104,12 @@ def original(tmp_path_factory):
 @given(record=st.integers(-1, 2), bit=st.integers(0, 8 * 112 - 1))
 @example(record=-1, bit=191)  # a number of 64 bits, which SQLite has no room for
 @example(record=-1, bit=190)
-def test_a_header_changed_with_its_checksum_serves_nothing_wrong(original, tmp_path, record, bit):
+def test_a_header_changed_with_its_checksum_serves_nothing_wrong(original, copy, record, bit):
     """Guards every field of both headers against somebody who repairs the checksum after changing them.
 
     The file is renamed too where its header says so. Without a right tag nothing of a record may be served.
     """
     source, model, records = original
-    copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
     path = segments_in(copy)[0]
@@ -127,10 +127,9 @@ def test_a_header_changed_with_its_checksum_serves_nothing_wrong(original, tmp_p
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(places=st.lists(st.integers(0, 7 * 3 - 1), min_size=2, max_size=2, unique=True))
-def test_exchanged_leaves_are_both_damaged(original, tmp_path, places):
+def test_exchanged_leaves_are_both_damaged(original, copy, places):
     """Guards nonces that name the place: a leaf of the same key and record is not taken for another."""
     source, model, records = original
-    copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy)
     path = segments_in(copy)[0]
@@ -411,7 +410,7 @@ def test_a_leaf_that_does_not_open_harms_no_neighbour(data_dir):
         places = model.find(store)
         out = memoryview(mmap.mmap(-1, 8 * LEAF))
         transfer = store.read([LeafRead(places[0], 1, 8, out)])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert [(f.leaf, f.reason) for f in transfer.result] == [(3, "damaged on disk")]
         for leaf, key in enumerate(model.keys):
             if leaf != 3:
@@ -437,7 +436,7 @@ def test_memory_that_changed_under_a_read_costs_no_leaf(data_dir):
         out = memoryview(mmap.mmap(-1, 8 * LEAF))
         for _ in range(20):
             transfers = [store.read([LeafRead(places[0], 0, 8, out)]) for _ in range(8)]
-            assert all(transfer.wait(20) for transfer in transfers)
+            assert all(transfer.wait(PATIENCE_S) for transfer in transfers)
         assert store.stats().damaged_leaves == 0
         run = store._readers._resolve(0, LeafRead(places[0], 0, 8, out), TINY)
         out[:] = bytes(len(out))

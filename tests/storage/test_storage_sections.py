@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, SEQUENCE, SMOL, TINY, Model, ids_of, open_store, segments_in
 
 from edgekv_storage import LeafFault, LeafPlace, PieceRead, Pieces, Store
@@ -37,7 +38,7 @@ def _read(store: Store, place: LeafPlace, kind: int, first: int, count: int) -> 
     cut = store.section_cut(place, kind)
     out = memoryview(bytearray(cut.size(first, count)))
     transfer = store.read_pieces([PieceRead(place, kind, first, count, out)])
-    assert transfer.wait(20)
+    assert transfer.wait(PATIENCE_S)
     assert transfer.result == []
     return bytes(out)
 
@@ -98,7 +99,7 @@ def test_neighbours_are_one_read(data_dir):
                 PieceRead(place, KEYS, piece, 1, out) for piece, out in zip(pieces, outs, strict=True)
             ]
             transfer = store.read_pieces(requests)
-            assert transfer.wait(20)
+            assert transfer.wait(PATIENCE_S)
             assert transfer.result == []
             assert store.stats().reads == before + 1
             for piece, out in zip(pieces, outs, strict=True):
@@ -135,7 +136,7 @@ def test_a_damaged_piece_is_reported_and_costs_nothing_else(data_dir):
         cut = store.section_cut(places[0], KEYS)
         out = memoryview(bytearray(cut.size(2, 6)))
         transfer = store.read_pieces([PieceRead(places[0], KEYS, 2, 6, out)])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         damaged = "damaged on disk"
         assert transfer.result == [LeafFault(0, 2, damaged), LeafFault(0, 4, damaged)]
         for piece in (2, 3, 5, 7):
@@ -187,7 +188,7 @@ def test_cancelled_reads_of_pieces_are_reported(data_dir):
         ]
         for transfer in transfers:
             transfer.cancel()
-        assert all(transfer.wait(20) for transfer in transfers)
+        assert all(transfer.wait(PATIENCE_S) for transfer in transfers)
         assert all(len(transfer.result) in (0, cut.num_pieces) for transfer in transfers)
         assert store.read_section(place, KEYS) is not None
 
@@ -219,7 +220,7 @@ def test_misuse_of_pieces_is_refused(data_dir):
             with pytest.raises(ValueError):
                 model.append(store, 2, sections={KEYS: make()})
         transfer = store.read_pieces([PieceRead(place, 77, 0, 2, memoryview(b""))])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert transfer.result == [LeafFault(0, piece, "not in the store") for piece in (0, 1)]
         assert store.section_cut(place, 77) is None
         assert store.check() == []
@@ -239,7 +240,7 @@ def test_pieces_are_bound_to_their_place(data_dir, encryption):
         (place, *_) = model.find(store)
         cut = store.section_cut(place, KEYS)
         transfer = store.read_pieces([PieceRead(place, KEYS, 0, 6, memoryview(bytearray(cut.num_bytes)))])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         exchanged = [0, 3] if encryption == "encrypted" else []
         assert [fault.leaf for fault in transfer.result] == exchanged
 
@@ -309,7 +310,7 @@ def test_compaction_copies_the_keys_of_some_leaves(data_dir):
         assert store.read_section(place, NODES) is None
         assert store.section_cut(old[0], KEYS) is None
         transfer = store.read_pieces([PieceRead(old[0], KEYS, 0, 1, memoryview(bytearray(8 * EACH)))])
-        assert transfer.wait(20)
+        assert transfer.wait(PATIENCE_S)
         assert transfer.result == [LeafFault(0, 0, "not in the store")]
         assert model.read(store, [*model.find(store)[:2], *old[:7]]) == (LAYERS * 9, 0)
         assert store.provenances([*old[:7], old[8], *model.find(store)[1:3]]) == [3] * 7 + [None, 0, 3]

@@ -7,6 +7,7 @@ import random
 import threading
 
 import pytest
+from patience import PATIENCE_S
 from storage_fixtures import OTHER, PAGED, SEQUENCE, TINY, Model, leaf_bytes_of, open_store
 
 from edgekv_storage import LeafRead, StoreClosed
@@ -36,7 +37,7 @@ def test_readers_race_appends_forgets_and_close(data_dir):
                 transfer = store.read([LeafRead(places[first], layer, count, out)], priority=rng.randrange(3))
                 if rng.random() < 0.2:
                     transfer.cancel()
-                if not transfer.wait(20):
+                if not transfer.wait(PATIENCE_S):
                     failures.append("a transfer hangs")
                     return
                 wrong = b"".join(leaf_bytes_of(TINY, key, layer) for key in keys[first : first + count])
@@ -61,7 +62,7 @@ def test_readers_race_appends_forgets_and_close(data_dir):
             model = Model(TINY, seed=turn)
     store.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert failures == []
     assert served[0] > 0
     with open_store(data_dir) as store:
@@ -84,14 +85,14 @@ def test_higher_priority_goes_first(data_dir):
         def begin(self) -> None:
             if self.name == "first":
                 started.set()
-                release.wait(20)
+                release.wait(PATIENCE_S)
 
         def finish(self, error: OSError | None) -> None:
             order.append(self.name)
 
     reader = PreadReader(1)
     reader.submit([Job("first")], 0)
-    assert started.wait(20)
+    assert started.wait(PATIENCE_S)
     reader.submit([Job("later a"), Job("later b")], 5)
     reader.submit([Job("urgent")], -1)
     release.set()
@@ -125,7 +126,7 @@ def test_32_threads_with_random_cancels(data_dir):
                 transfer = store.read(requests, priority=rng.randrange(3))
                 if rng.random() < 0.4:
                     transfer.cancel()
-                if not transfer.wait(20):
+                if not transfer.wait(PATIENCE_S):
                     failures.append("a transfer hangs")
                     return
                 missing = {(fault.request, fault.leaf) for fault in transfer.result}
@@ -141,7 +142,7 @@ def test_32_threads_with_random_cancels(data_dir):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
         assert failures == []
         assert store.stats().damaged_leaves == 0
         assert store.check() == []

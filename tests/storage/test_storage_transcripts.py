@@ -130,7 +130,7 @@ def test_a_flipped_row_is_named(directory, keys):
         assert transcripts.conversations() == []
 
 
-def test_a_flipped_byte_anywhere_is_detected_or_harmless(directory, keys, tmp_path):
+def test_a_flipped_byte_anywhere_is_detected_or_harmless(directory, keys, copy):
     """Guards the whole file: 300 random flips never change, hide or reorder a turn in silence."""
     with Transcripts.open(directory, keys) as transcripts:
         chat = transcripts.create_conversation("trip", SEQUENCE)
@@ -141,7 +141,6 @@ def test_a_flipped_byte_anywhere_is_detected_or_harmless(directory, keys, tmp_pa
     data = (directory.path / "transcripts.db").read_bytes()
     rng = random.Random(3)
     detected = 0
-    copy = tmp_path / "copy"
     for _ in range(300):
         flipped = bytearray(data)
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)

@@ -7,9 +7,9 @@ import mmap
 import os
 import random
 import threading
-from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, Held
 
 from edgekv_storage import StoreClosed
 from edgekv_storage.files import SegmentFile
@@ -60,7 +60,7 @@ class Job(ReadJob):
         self.over.set()
 
     def wait(self):
-        assert self.over.wait(20), "the read hangs"
+        assert self.over.wait(PATIENCE_S), "the read hangs"
         assert len(self.errors) == 1, "finished twice"
         return self.errors[0]
 
@@ -221,14 +221,14 @@ def test_a_child_of_fork_is_refused(file, make):
 
 def test_rings_are_given_back(file):
     """Guards descriptors: the binding frees nothing by itself."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = Held()
     for _ in range(20):
         reader = UringReader(4)
         job = Job(file, 0, 4096)
         reader.submit([job], 0)
         job.wait()
         reader.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # the file's own two
+    assert len(held.new_files()) <= 2  # the file's own two
 
 
 @pytest.mark.parametrize("bad", ["readonly", "empty", "negative", "closed"])

@@ -8,6 +8,7 @@ import random
 import threading
 
 import pytest
+from patience import PATIENCE_S
 
 from edgekv_storage import StoreClosed
 from edgekv_storage.files import SegmentFile
@@ -49,7 +50,7 @@ class Job(ReadJob):
         self.over.set()
 
     def wait(self):
-        assert self.over.wait(20), "the read hangs"
+        assert self.over.wait(PATIENCE_S), "the read hangs"
         assert len(self.ends) == 1, "finished twice"
         return self.ends[0]
 

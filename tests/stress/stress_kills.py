@@ -125,11 +125,11 @@ class Campaign:
         pid, fd = fork(work)
         told = b""
         if self.rng.random() < 0.75:  # the others die within that time of their start, most while opening
-            told = drain(fd, time.monotonic() + 10, READY)
+            told = drain(fd, time.monotonic() + 60, READY)
         told += drain(fd, time.monotonic() + delay)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        told += drain(fd, time.monotonic() + 10)
+        told += drain(fd, time.monotonic() + 60)
         os.close(fd)
         self.report.kills_at_calls += at_call
         return told.split(b"\n")[:-1]

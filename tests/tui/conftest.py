@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fakes import FakeFactory
+from patience import PATIENCE_S
 from textual import events
 from textual._context import visible_screen_stack
 from textual.css.stylesheet import Stylesheet
@@ -17,8 +18,6 @@ from edgekv_tui.app import ChatApp
 from edgekv_tui.screens import pages
 from edgekv_tui.session import Session
 from edgekv_tui.widgets import memory
-
-PATIENCE_S = 20  # for a machine with a lot else to do; nothing waits longer than it must
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -185,5 +184,7 @@ def sit_down(data_dir, monkeypatch):
                 yield person
             finally:
                 await session.close()
+                app.exit()  # as a person leaves it: what it does at this moment ends before its widgets go
+                await asyncio.wait([app._task], timeout=PATIENCE_S)
 
     return sit_down

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from fakes import FakeEngine, FakeFactory
+from patience import PATIENCE_S
 
 from edgekv import ConfigError, ModelLoadError, Runtime
 from edgekv_tui.search.keeper import SearchKeeper
@@ -123,6 +124,7 @@ async def test_a_message_to_no_model_says_so(sit_down):
         await person.says("hi")
         await person.sees("no model is loaded; Ctrl+P: Use another model", "nothing was sent", "█ hi")
         assert "loaded; wait" not in person.screen()
+        person.app.clear_notifications()  # they would lie over the line for five seconds
         await person.presses("ctrl+r")
         await person.sees("there is no message yet that could be answered again")
         fails.clear()
@@ -149,7 +151,7 @@ async def test_a_failed_engine_is_told_and_loaded_again(sit_down):
 
 async def test_leaving_keeps_the_part_that_was_said(sit_down):
     """Guards Ctrl+Q in the middle of an answer."""
-    async with sit_down("a", answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+    async with sit_down("a", answer="word " * 2000, token_s=0.01, config={"max_tokens": 9000}) as person:
         await person.says("go on")
         await person.sees("word word")
         await person.presses("ctrl+q")
@@ -235,7 +237,7 @@ async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
         await person.talks("hi")
         monkeypatch.setattr(SearchKeeper, "_read", slow_read)
         close = person.app.session.runtime.close
-        person.app.session.runtime.close = lambda: (may_go_on.wait(10), close())
+        person.app.session.runtime.close = lambda: (may_go_on.wait(PATIENCE_S), close())
         person.app.on_left = left.append
         await person.presses("ctrl+f")
         await person.until(is_searching.is_set)
@@ -253,7 +255,7 @@ async def test_asked_twice_it_leaves_at_once(sit_down):
     may_close, left = threading.Event(), []
     async with sit_down() as person:
         close = person.app.session.runtime.close
-        person.app.session.runtime.close = lambda: (may_close.wait(10), close())
+        person.app.session.runtime.close = lambda: (may_close.wait(PATIENCE_S), close())
         person.app.on_left = left.append
         await person.presses("ctrl+q")
         await person.sees("Ctrl+Q again: do not wait")

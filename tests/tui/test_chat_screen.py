@@ -5,6 +5,7 @@ import dataclasses
 import threading
 
 from fakes import FakeFactory
+from patience import PATIENCE_S
 from textual import events
 
 from edgekv import ModelLoadError, Runtime
@@ -48,7 +49,7 @@ async def test_the_screen_is_there_before_the_model(sit_down):
     may_load = threading.Event()
 
     def slow(**options):
-        may_load.wait(10)
+        may_load.wait(PATIENCE_S)
         return Runtime(engine_factory=FakeFactory(), **options)
 
     async with sit_down(opener=slow, waits=False) as person:
@@ -96,7 +97,7 @@ async def test_a_model_that_does_not_load_is_told_in_one_line(sit_down):
 
 async def test_escape_stops_an_answer_and_keeps_its_part(sit_down, data_dir):
     """Guards stopping while tokens come: the part stays, marked, also after a restart."""
-    async with sit_down(answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+    async with sit_down(answer="word " * 2000, token_s=0.01, config={"max_tokens": 9000}) as person:
         await person.says("go on")
         await person.sees("word word", "Esc stops")
         await person.presses("escape")
@@ -107,7 +108,8 @@ async def test_escape_stops_an_answer_and_keeps_its_part(sit_down, data_dir):
 
 async def test_escape_stops_the_reading_of_a_long_message(sit_down):
     """Guards stopping in prefill (llama-cpp-python#599), with the progress on the screen."""
-    async with sit_down(block_s=0.05, config={"attention": "selected"}) as person:
+    async with sit_down(config={"attention": "selected"}) as person:
+        person.engine.blocks = threading.Semaphore(20)  # and then it waits until it is stopped
         await person.says("x" * 30_000)
         await person.sees("reading", "of 30,0", "tokens", "Esc stops")
         await person.presses("escape")
@@ -265,7 +267,7 @@ async def test_a_message_goes_where_it_was_written(sit_down):
     """Guards words sent in another chat: a message waits for the stopped answer, and Ctrl+T is faster."""
     async with sit_down() as person:
         may_stop = threading.Event()
-        person.engine._may_go_on = lambda is_cancelled: may_stop.wait(10) and not is_cancelled()
+        person.engine._may_go_on = lambda is_cancelled: may_stop.wait(PATIENCE_S) and not is_cancelled()
         await person.says("one")
         await person.sees("Esc stops")
         chat = person.app.chat_screen.chat
@@ -288,7 +290,9 @@ async def test_a_private_chat_leaves_nothing(sit_down, data_dir):
     """
     async with sit_down("kept", size=(120, 30), config={"encryption": "off"}) as person:
         await person.talks("canary-plugh")
-        await person.presses("ctrl+t", "ctrl+g")
+        await person.presses("ctrl+t")
+        await person.sees("PRIVATE")
+        await person.presses("ctrl+g")
         await person.sees("editors keep copies on disk")
         await person.presses("ctrl+t")
         await person.sees("PRIVATE", "nothing of it is written to disk")

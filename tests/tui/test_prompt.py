@@ -57,7 +57,7 @@ async def test_a_paste_may_look_like_another(sit_down):
 
 async def test_a_paste_that_could_not_be_sent_stays_folded(sit_down):
     """Guards a message refused while an answer is made: it came back as all its lines."""
-    async with sit_down(answer="word " * 2000, token_s=0.002, config={"max_tokens": 9000}) as person:
+    async with sit_down(answer="word " * 2000, token_s=0.01, config={"max_tokens": 9000}) as person:
         prompt, long = prompt_of(person), "\n".join(f"line {number}" for number in range(90))
         await person.says("go on")
         await person.sees("Esc stops")

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from types import SimpleNamespace
 
+from patience import PATIENCE_S
+
 from edgekv import Config
 from edgekv_tui.session import Session
 
@@ -14,7 +16,8 @@ async def test_closing_twice_waits_for_the_first(data_dir):
 
     def open_runtime(**_options):
         return SimpleNamespace(
-            stats=lambda: SimpleNamespace(model="fake"), close=lambda: closed.append(may_close.wait(10))
+            stats=lambda: SimpleNamespace(model="fake"),
+            close=lambda: closed.append(may_close.wait(PATIENCE_S)),
         )
 
     session = Session(Config(data_dir=data_dir), opener=open_runtime)

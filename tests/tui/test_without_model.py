@@ -60,6 +60,7 @@ async def test_what_is_kept_is_read_and_searched(sit_down, kept):
         await person.sees("about nails", "hello there")
         await person.says("two")
         await person.sees("no model is loaded; Ctrl+P: Use another model", "nothing was sent", "█ two")
+        person.app.clear_notifications()  # they would lie over the line for five seconds
         await person.presses("ctrl+r")
         await person.sees("Load the model again")
         await person.presses("f3")
