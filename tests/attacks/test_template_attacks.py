@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from patience import PATIENCE_S
 
 from edgekv.errors import TemplateError
 from edgekv.models.template import ChatTemplate
@@ -39,7 +38,7 @@ def test_harmful_template_fails_in_time(name):
     started = time.perf_counter()
     with pytest.raises(TemplateError) as caught:
         template.render(TALK)
-    assert time.perf_counter() - started < PATIENCE_S  # instead of hours
+    assert time.perf_counter() - started < 8.0
     assert "\n" not in str(caught.value)
     template.close()
 

@@ -290,9 +290,9 @@ async def test_a_private_chat_leaves_nothing(sit_down, data_dir):
     """
     async with sit_down("kept", size=(120, 30), config={"encryption": "off"}) as person:
         await person.talks("canary-plugh")
-        await person.presses("ctrl+t")
-        await person.sees("PRIVATE")
-        await person.presses("ctrl+g")
+        await person.presses(
+            "ctrl+t", "ctrl+g"
+        )  # at once: what it answers is not wiped by the new chat's drawing
         await person.sees("editors keep copies on disk")
         await person.presses("ctrl+t")
         await person.sees("PRIVATE", "nothing of it is written to disk")

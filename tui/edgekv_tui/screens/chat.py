@@ -142,6 +142,7 @@ class ChatScreen(Screen[None]):
             prompt.put(unsent.written)
         self._editing = unsent.turn if unsent.is_of(turns) else None
         self.chat = chat
+        self._rest()  # before it is drawn: what is said meanwhile stays
         answering = chat.answering if chat.is_answering else None
         shown = turns if answering is None else turns[: answering.turn]
         async with self._mounting:
@@ -149,7 +150,7 @@ class ChatScreen(Screen[None]):
                 return  # another conversation was chosen meanwhile
             empty = EMPTY_PRIVATE if chat.private else EMPTY
             await self.query_one(Transcript).show(shown, chat.branch_marks(), empty=empty)
-        if not self.query(MemoryPanel):
+        if not (self.query(MemoryPanel) and self.query("#title")):
             return  # the program is being left
         self.call_after_refresh(self._quiet.now)  # the old one is garbage now
         prompt.remember([turn.user for turn in turns])
@@ -163,8 +164,6 @@ class ChatScreen(Screen[None]):
             self.say(chat.refusal, is_alert=True)
         elif turns and turns[-1].state == "pending":
             self.say(pending_line(turns[-1]).replace("/regen", "Ctrl+R"), is_alert=True)
-        else:
-            self._rest()
 
     def _list_again(self) -> None:
         if self.is_attached:
@@ -284,7 +283,8 @@ class ChatScreen(Screen[None]):
 
     def say(self, text: str, *, is_alert: bool = False) -> None:
         """Show one line above the prompt until something else is to be said."""
-        self.query_one(Status).say(text, is_alert=is_alert)
+        for status in self.query(Status):  # none while the program is being left
+            status.say(text, is_alert=is_alert)
 
     def _rest(self) -> None:
         """What the status line says while nothing happens."""
