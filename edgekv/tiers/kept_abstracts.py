@@ -88,7 +88,8 @@ class KeptAbstracts:
     ) -> NDArray[np.intp]:
         """Read low-bit keys of one layer into `keys` `[num_columns, key_bytes]`; all columns that arrived.
 
-        `columns`: ascending; those that share a piece with them come along.
+        `columns`: ascending; those that share a piece with them come along. Rows of other columns, which may be
+        there already, are written only by a piece that verified; rows of `columns` that did not arrive are void.
         """
         requests: list[PieceRead] = []
         spans: list[tuple[int, int]] = []
@@ -106,7 +107,10 @@ class KeptAbstracts:
             start, stop = column - inside, column - inside + cut.size(piece) // self._key_bytes
             first, done = self._same_record(places, column, max(0, start), min(len(keys), stop))
             into = keys[start:stop]
-            if (first, done) != (start, stop):  # the path enters or leaves the record inside of this piece
+            asked = np.searchsorted(columns, (first, done))
+            # Not all of a piece is asked for where the path enters or leaves the record inside of it, or where some
+            # of it is there already: what does not verify must not lie over that.
+            if (first, done) != (start, stop) or asked[1] - asked[0] < done - first:
                 into = np.empty((stop - start, self._key_bytes), np.uint8)
                 copies.append((len(requests), first, done, into[first - start : done - start]))
             requests.append(PieceRead(place, KIND_KEYS, piece, 1, into.data.cast("B")))
