@@ -17,6 +17,7 @@ from edgekv.errors import Closed, ConversationError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
     from types import TracebackType
 
     from edgekv.config import Config, Options
@@ -67,7 +68,7 @@ class Archive:
         self.degraded: str | None = None
         self._library: Library | None = None
         data_dir = None
-        if (self.config.data_dir / "transcripts.db").exists():
+        if _is_there(self.config.data_dir / "transcripts.db"):
             unlock = Unlock.of(self.config, passphrase)
             data_dir, self._library, self.degraded = open_files(self.config.data_dir, unlock)
             if self._library is None:
@@ -154,3 +155,11 @@ class Archive:
     def _check_open(self) -> None:
         if not self._closer.alive:
             raise Closed("the Archive is closed; open a new one")
+
+
+def _is_there(path: Path) -> bool:
+    """Raises StoreError where that cannot even be seen."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise StoreError(f"cannot look into {path.parent}: {error.strerror}; choose --data-dir") from error

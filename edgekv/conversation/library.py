@@ -130,9 +130,9 @@ class Library:
 
         `rebuild` puts damaged turns together again where it can. What the disk refused of it is tried again first.
         """
-        row = self.require(name)
-        for journal in self._owing_of(row.id):
+        for journal in self._owing_of(self.require(name).id):
             journal.settle()
+        row = self.require(name)  # as it is now: it counts its turns
         return TranscriptJournal(
             self._transcripts, row, read_only=read_only, rebuild=rebuild, owing=self._owing
         )
@@ -165,11 +165,13 @@ class Library:
         Delete the KV next and call `end_forgetting`: whoever dies in between finds it done at the next start.
         """
         row = self.require(name)
-        for journal in self._owing_of(row.id):
-            journal.drop_owed()
         if self.keys is not None:
             with translated():
                 self.keys.destroy(row.sequence_id)
+        for journal in self._owing_of(
+            row.id
+        ):  # last: a conversation that could not be forgotten loses nothing
+            journal.drop_owed()
         return row.sequence_id
 
     def end_forgetting(self, sequence_id: bytes) -> None:

@@ -86,3 +86,14 @@ def test_a_branch_is_read_where_another_model_made_it(open_runtime):
     again = Runtime(engine_factory=FakeFactory(), config=runtime.config)
     with again:
         assert again.conversation("trip").history()[-1].user == "two again"
+
+
+def test_a_place_that_may_not_be_looked_into_is_one_error(data_dir, monkeypatch):
+    """Guards the chat's start: a folder that may not be searched ended it with a PermissionError."""
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(data_dir), "exists", refuse)
+    with pytest.raises(StoreError, match=r"cannot look into .*data: Permission denied; choose --data-dir"):
+        Archive(data_dir=data_dir)

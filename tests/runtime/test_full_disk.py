@@ -179,6 +179,24 @@ def test_what_was_refused_of_a_forgotten_conversation_is_not_kept(open_runtime, 
     assert open_runtime().conversations() == []
 
 
+def test_a_conversation_that_cannot_be_forgotten_loses_nothing(open_runtime, full_disk, monkeypatch):
+    """Guards a forget that is refused: what was in memory only went all the same, and closing was silent."""
+    runtime = open_runtime()
+    runtime.conversation("a").send("one")
+    with full_disk(), monkeypatch.context() as patch:
+        assert any("in memory only" in notice for notice in runtime.conversation("a").send("two").notices)
+
+        def refuse(_keys, _sequence_id):
+            raise DiskFull("the drive is full")
+
+        patch.setattr(type(runtime._library.keys), "destroy", refuse)
+        with pytest.raises(StoreError, match="drive is full"):
+            runtime.forget("a")
+    assert [turn.user for turn in runtime.conversation("a").history()] == ["one", "two"]
+    runtime.close()
+    assert [turn.user for turn in open_runtime().conversation("a").history()] == ["one", "two"]
+
+
 def test_refused_exchanges_are_not_kept_later(open_runtime, full_disk):
     """Guards all or none: what add_exchanges took back must not come with the next turn."""
     runtime = open_runtime()
