@@ -34,6 +34,8 @@ def asking(selector: Selector) -> Iterator[None]:
 
 def checked(num_chosen: int, step: Step) -> int:
     """How many columns stand in `step.out`, each once and one of those to choose from. Raises PolicyError."""
+    if any(ranked.shape != (len(step.columns),) for ranked in step.ranked):
+        raise PolicyError(f"`ranked` is not a share of each of {len(step.columns)} columns")
     if not 0 <= num_chosen <= step.num_columns:
         raise PolicyError(f"{num_chosen} columns were chosen, {step.num_columns} is the most")
     if num_chosen == 0:

@@ -171,6 +171,8 @@ class Wrong(Selector):
             step.out[0] = 1 << 30
         if self.kind == "twice":
             step.out[count - 1] = step.out[0]
+        if self.kind == "other shares":
+            step.ranked[:] = [torch.ones(count + 1)]
         if self.kind == "no number":
             return None
         return count
@@ -184,6 +186,7 @@ KINDS = {
     "beyond": "was chosen, not one of",
     "far beyond": "column 1073741824",
     "twice": "chosen twice",
+    "other shares": "not a share of each",
     "no number": "TypeError",
 }
 
