@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,13 +46,13 @@ _INDEX_SHARE = 0.15  # of the KV, with room to spare: abstracts
 class Streamed:
     """What one way of attending made of the text: nats of each token, in order."""
 
-    nats: list[Tensor] = field(default_factory=list)
+    nats: Tensor
     seconds: float = 0.0
     device_bytes: int = 0
 
     def perplexity(self, start: int = 0) -> float:
         """Over all predictions from number `start` on."""
-        return math.exp(float(torch.cat(self.nats)[start:].mean()))
+        return math.exp(float(self.nats[start:].mean()))
 
 
 def measure(
@@ -97,7 +97,8 @@ def stream(engine: Engine, ids: Sequence[int], progress: Callable[[str], None]) 
     sequence = CachedSequence(SEQUENCE, durable=False, directory=directory)
     residency.sequences[SEQUENCE] = sequence
     residency.activate(sequence)
-    found, size = Streamed(), min(BLOCK_TOKENS, residency.block_columns * LEAF_TOKENS)
+    found = Streamed(torch.empty(len(ids) - 1, dtype=torch.float64))
+    size = min(BLOCK_TOKENS, residency.block_columns * LEAF_TOKENS)
     following = torch.tensor(ids[1:])
     begun = time.perf_counter()
     try:
@@ -106,9 +107,9 @@ def stream(engine: Engine, ids: Sequence[int], progress: Callable[[str], None]) 
             hidden = runner.forward(sequence, block, Arrivals())
             for at in range(0, len(block), _ROWS):
                 logits = runner.logits(hidden[at : at + _ROWS]).cpu()
-                wanted = following[start + at : start + at + len(logits)]
-                found.nats.append(
-                    torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double()
+                part = slice(start + at, start + at + len(logits))
+                found.nats[part] = torch.nn.functional.cross_entropy(
+                    logits, following[part], reduction="none"
                 )
             if start % (16 * size) == 0:
                 progress(f"{start + len(block)} tokens")
