@@ -117,7 +117,8 @@ class ChatApp(App[int]):
         screen, problem = self.chat_screen, None
         try:
             await asyncio.to_thread(answer_class)
-            await self.session.open(self._ask_passphrase)
+            if not await self.session.open(self._ask_passphrase):
+                return  # whoever closed it, or opens it anew, says more
         except EdgeKVError as error:
             problem = error
         try:
