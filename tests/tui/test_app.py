@@ -12,6 +12,7 @@ from patience import PATIENCE_S
 from edgekv import ConfigError, ModelLoadError, Runtime
 from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.settings import Settings, read_settings
+from edgekv_tui.widgets.transcript import Transcript
 
 
 async def test_keys_are_listed_and_changed(sit_down):
@@ -272,6 +273,14 @@ async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
         may_go_on.set()
         await person.until(lambda: left)
         assert left == [person.app.return_value] == [128 + signal.SIGHUP]
+
+
+async def test_a_conversation_chosen_while_leaving_is_no_error(sit_down, monkeypatch):
+    """Guards Ctrl+N right before the end: the screen was taken away in the middle of showing an empty chat."""
+    async with sit_down("a") as person:
+        with monkeypatch.context() as patch:
+            patch.setattr(Transcript, "is_attached", property(lambda _transcript: False))
+            await person.app.chat_screen.action_new()
 
 
 async def test_asked_twice_it_leaves_at_once(sit_down):
