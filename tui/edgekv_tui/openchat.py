@@ -90,9 +90,20 @@ class OpenChat:
             unsent = now.here(turns)
         else:
             left.unsent = now
-            unsent, self.unsent = self.unsent.here(turns), Unsent()
+            unsent = self.take_unsent().here(turns)
         refused = self.take_back()
         return unsent if refused is None else refused.before(unsent)
+
+    def take_unsent(self) -> Unsent:
+        """What waits here to be written on and sent: a refused message first."""
+        self._put_refused_back()
+        unsent, self.unsent = self.unsent, Unsent()
+        return unsent
+
+    def _put_refused_back(self) -> None:
+        refused = self.take_back()
+        if refused is not None:
+            self.unsent = refused.before(self.unsent)
 
     @property
     def last_result(self) -> Result | None:
@@ -154,6 +165,11 @@ class OpenChat:
                 end = turn.id
         await asyncio.to_thread(conversation.switch, end)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._is_idle.is_set()
+
     async def wait(self) -> None:
         """Return once the answer being made, if any, has ended."""
         await self._is_idle.wait()
@@ -178,6 +194,7 @@ class OpenChat:
     ) -> Answering:
         if self.refusal is not None:
             raise ConversationError(self.refusal)
+        self._put_refused_back()
         self.answering = Answering(user, turn=turn)
         self._asked = asked
         self._is_idle.clear()

@@ -278,12 +278,22 @@ class Session:
     async def _close(self) -> None:
         shelf = self._runtime or self._archive
         self._runtime = self._archive = None
-        self._unsent |= {chat.name: chat.unsent for chat in self._chats.values() if not chat.private}
-        self._chats.clear()
+        for chat in self._chats.values():  # a message that waits for an answer to be stopped is not sent
+            chat.refusal = chat.refusal or self.why_closed
         self._infos = None
         self.model_name = "…"
-        if shelf is not None:
-            await asyncio.to_thread(shelf.close)
+        try:
+            if shelf is not None:
+                await asyncio.to_thread(shelf.close)
+        finally:
+            await self._end_chats()
+
+    async def _end_chats(self) -> None:
+        """Forget the chats once their answers have ended: only then is it known which messages were refused."""
+        while busy := [chat for chat in [*self._chats.values(), *self._drafts.values()] if not chat.is_idle]:
+            await busy[0].wait()
+        self._unsent |= {chat.name: chat.take_unsent() for chat in self._chats.values() if not chat.private}
+        self._chats.clear()
 
     def _to_read(self, name: str) -> Conversation:
         if self._archive is not None:
