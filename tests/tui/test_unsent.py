@@ -2,9 +2,10 @@
 
 import threading
 
+from fakes import FakeFactory
 from patience import PATIENCE_S
 
-from edgekv import EdgeKVError
+from edgekv import EdgeKVError, Runtime
 
 
 def prompt_of(person):
@@ -93,3 +94,26 @@ async def test_a_refused_message_outlives_the_next(sit_down, monkeypatch):
         await person.until(lambda: chat.answering.user == "two" and not chat.is_answering)
         await screen.pick("first")
         assert sorted(prompt_of(person).text.splitlines()) == ["one", "two"]
+
+
+async def test_a_draft_keeps_its_words_when_others_are_carried_to_it(sit_down, data_dir):
+    """Guards two texts in one prompt: what was begun in the new chat was overwritten by what stood in a chat that
+    ended with the session.
+    """
+    with Runtime(engine_factory=FakeFactory(), data_dir=data_dir) as first:
+        first.conversation("kept").send("one")
+        async with sit_down() as person:  # the directory is in use: its chats are in memory only
+            screen, prompt = person.app.chat_screen, prompt_of(person)
+            await begins_new(person)
+            await person.talks("passing")
+            passing = screen.chat
+            await begins_new(person)
+            await person.types("dear words")
+            await person.until(lambda: prompt.text == "dear words")
+            await screen.show(passing)
+            await person.types("others")
+            await person.until(lambda: prompt.text == "others")
+            await loads_again(person)
+            await person.until(lambda: screen.chat is not passing)
+            assert screen.chat.conversation is None
+            assert prompt.text == "dear words\nothers"

@@ -31,7 +31,9 @@ class Unsent:
     turn: Turn | None = None
 
     def before(self, later: Unsent) -> Unsent:
-        """Both, one below the other."""
+        """Both, one below the other; the later one where nothing stands in this one."""
+        if not self.written.text:
+            return later
         return dataclasses.replace(self, written=self.written.before(later.written))
 
     def is_of(self, history: list[Turn]) -> bool:
@@ -86,13 +88,10 @@ class OpenChat:
 
     def taken_up(self, turns: list[Turn], now: Unsent, left: OpenChat, *, keeps_prompt: bool) -> Unsent:
         """What stands in the prompt once this is chosen: `now` stood there in the conversation that is `left`."""
-        if keeps_prompt and (self.private or not left.private):
-            unsent = now.here(turns)
-        else:
-            left.unsent = now
-            unsent = self.take_unsent().here(turns)
-        refused = self.take_back()
-        return unsent if refused is None else refused.before(unsent)
+        if left is self or (keeps_prompt and (self.private or not left.private)):
+            return self.take_unsent().before(now).here(turns)
+        left.unsent = left.unsent.before(now)
+        return self.take_unsent().here(turns)
 
     def take_unsent(self) -> Unsent:
         """What waits here to be written on and sent: a refused message first."""
