@@ -155,7 +155,7 @@ class Session:
             try:
                 archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
             except EdgeKVError as other:
-                raise StoreError(f"{error}; and {other}") from error
+                raise type(error)(f"{error}; and {other}") from other  # what can be done is against the first
             if number != self._opening:
                 await asyncio.to_thread(archive.close)
                 return
