@@ -96,6 +96,29 @@ async def test_a_refused_message_outlives_the_next(sit_down, monkeypatch):
         assert sorted(prompt_of(person).text.splitlines()) == ["one", "two"]
 
 
+async def test_words_begun_are_kept_while_the_model_loads(sit_down):
+    """Guards Ctrl+N while the model is loaded again: what was begun stayed with a chat of the closed session."""
+    factory, may_load = FakeFactory(), threading.Event()
+    may_load.set()
+
+    def open_runtime(**options):
+        may_load.wait(PATIENCE_S)
+        return Runtime(engine_factory=factory, **options)
+
+    async with sit_down(opener=open_runtime, factory=factory) as person:
+        await person.talks("first")
+        await person.types("dear words")
+        may_load.clear()
+        await person.does("load_again")
+        await person.sees("loading the model")
+        await begins_new(person)
+        may_load.set()
+        await person.until(lambda: person.app.session.is_open)
+        await person.misses("loading", "dear words")
+        await person.app.chat_screen.pick("first")
+        assert prompt_of(person).text == "dear words"
+
+
 async def test_a_draft_keeps_its_words_when_others_are_carried_to_it(sit_down, data_dir):
     """Guards two texts in one prompt: what was begun in the new chat was overwritten by what stood in a chat that
     ended with the session.

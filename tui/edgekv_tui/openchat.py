@@ -45,6 +45,15 @@ class Unsent:
         return self if self.is_of(history) else dataclasses.replace(self, turn=None)
 
 
+@dataclass(slots=True)
+class Begun:
+    """Where a conversation keeps what is unsent in it. It outlives the session: a chat that is still shown, or a
+    message on its way, when its session was closed puts it where the chat opened anew finds it.
+    """
+
+    unsent: Unsent = field(default_factory=Unsent)
+
+
 def _is_same(one: Turn, other: Turn) -> bool:
     """Whether both are the same message, whatever became of its answer meanwhile."""
     return (one.id, one.parent, one.user) == (other.id, other.parent, other.user)
@@ -77,7 +86,7 @@ class OpenChat:
         self.conversation = conversation
         self.private = private
         self.refusal = refusal
-        self.unsent = Unsent()
+        self.begun = Begun()
         self.answering: Answering | None = None
         self._asked: Unsent | None = None
         self.num_answers = 0
@@ -93,13 +102,23 @@ class OpenChat:
         left.unsent = left.unsent.before(now)
         return self.take_unsent().here(turns)
 
+    @property
+    def unsent(self) -> Unsent:
+        """What was begun to be written, while another conversation is shown."""
+        return self.begun.unsent
+
+    @unsent.setter
+    def unsent(self, unsent: Unsent) -> None:
+        self.begun.unsent = unsent
+
     def take_unsent(self) -> Unsent:
         """What waits here to be written on and sent: a refused message first."""
-        self._put_refused_back()
+        self.put_refused_back()
         unsent, self.unsent = self.unsent, Unsent()
         return unsent
 
-    def _put_refused_back(self) -> None:
+    def put_refused_back(self) -> None:
+        """Put a message that was refused in front of what is unsent."""
         refused = self.take_back()
         if refused is not None:
             self.unsent = refused.before(self.unsent)
@@ -193,7 +212,7 @@ class OpenChat:
     ) -> Answering:
         if self.refusal is not None:
             raise ConversationError(self.refusal)
-        self._put_refused_back()
+        self.put_refused_back()
         self.answering = Answering(user, turn=turn)
         self._asked = asked
         self._is_idle.clear()

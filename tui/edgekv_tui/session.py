@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from edgekv import Archive, Closed, ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
-from edgekv_tui.openchat import OpenChat, Unsent
+from edgekv_tui.openchat import Begun, OpenChat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -47,7 +47,7 @@ class Session:
         self._runtime: Runtime | None = None
         self._archive: Archive | None = None
         self._drafts: dict[bool, OpenChat] = {}
-        self._unsent: dict[str, Unsent] = {}
+        self._begun: dict[str, Begun] = {}
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
         self.on_change: Callable[[], None] = _nobody_listens
@@ -220,7 +220,7 @@ class Session:
         found = self._chats.get((name, private))
         if found is None:
             found = await asyncio.to_thread(self._enter, name)
-            found.unsent = self._unsent.pop(name, found.unsent)
+            found.begun = self._begun.pop(name, found.begun)
             self._chats[name, private] = found
         return found
 
@@ -292,7 +292,9 @@ class Session:
         """Forget the chats once their answers have ended: only then is it known which messages were refused."""
         while busy := [chat for chat in [*self._chats.values(), *self._drafts.values()] if not chat.is_idle]:
             await busy[0].wait()
-        self._unsent |= {chat.name: chat.take_unsent() for chat in self._chats.values() if not chat.private}
+        for chat in self._chats.values():
+            chat.put_refused_back()
+        self._begun |= {chat.name: chat.begun for chat in self._chats.values() if not chat.private}
         self._chats.clear()
 
     def _to_read(self, name: str) -> Conversation:
