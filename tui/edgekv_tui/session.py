@@ -155,7 +155,9 @@ class Session:
             try:
                 archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
             except EdgeKVError as other:
-                raise type(error)(f"{error}; and {other}") from other  # what can be done is against the first
+                raise type(error)(
+                    f"{error}; and {other}"
+                ) from other  # of the first kind: it says what to offer
             if number != self._opening:
                 await asyncio.to_thread(archive.close)
                 return
