@@ -12,6 +12,7 @@ from patience import PATIENCE_S
 from edgekv import ConfigError, ModelLoadError, Runtime
 from edgekv_tui.search.keeper import SearchKeeper
 from edgekv_tui.settings import Settings, read_settings
+from edgekv_tui.widgets.transcript import Transcript
 
 
 async def test_keys_are_listed_and_changed(sit_down):
@@ -149,6 +150,30 @@ async def test_a_failed_engine_is_told_and_loaded_again(sit_down):
         await person.until(lambda: person.screen().count("hello there") == 2)
 
 
+async def test_a_deed_does_not_end_the_loading_of_a_model(sit_down):
+    """Guards F3 while the model is loaded again: it ended that, and the model was said to be loading for ever."""
+    factory, may_load = FakeFactory(), threading.Event()
+    may_load.set()
+
+    def open_runtime(**options):
+        may_load.wait(PATIENCE_S)
+        return Runtime(engine_factory=factory, **options)
+
+    async with sit_down(opener=open_runtime, factory=factory) as person:
+        await person.talks("hi")
+        may_load.clear()
+        await person.does("load_again")
+        await person.sees("loading the model")
+        await person.presses("f3")
+        await person.sees("Answer 1: hi")
+        await person.presses("escape")
+        may_load.set()
+        await person.until(lambda: person.app.session.is_open)
+        await person.misses("loading the model")
+        await person.talks("more")
+        assert [turn.user for turn in person.history()] == ["hi", "more"]
+
+
 async def test_leaving_keeps_the_part_that_was_said(sit_down):
     """Guards Ctrl+Q in the middle of an answer."""
     async with sit_down("a", answer="word " * 2000, token_s=0.01, config={"max_tokens": 9000}) as person:
@@ -248,6 +273,14 @@ async def test_signals_wait_until_all_is_kept(sit_down, monkeypatch):
         may_go_on.set()
         await person.until(lambda: left)
         assert left == [person.app.return_value] == [128 + signal.SIGHUP]
+
+
+async def test_a_conversation_chosen_while_leaving_is_no_error(sit_down, monkeypatch):
+    """Guards Ctrl+N right before the end: the screen was taken away in the middle of showing an empty chat."""
+    async with sit_down("a") as person:
+        with monkeypatch.context() as patch:
+            patch.setattr(Transcript, "is_attached", property(lambda _transcript: False))
+            await person.app.chat_screen.action_new()
 
 
 async def test_asked_twice_it_leaves_at_once(sit_down):

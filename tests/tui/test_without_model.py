@@ -151,6 +151,19 @@ async def test_a_first_start_without_a_model_makes_nothing(sit_down, data_dir):
     assert not data_dir.exists()
 
 
+async def test_a_model_is_offered_though_nothing_can_be_read(sit_down, monkeypatch):
+    """Guards the way out: where what is kept could not be opened either, no other model was offered."""
+
+    def refuse(**_options):
+        raise StoreError("the data directory is damaged")
+
+    monkeypatch.setattr("edgekv_tui.session.Archive", refuse)
+    async with sit_down(opener=Opener(), waits=False, size=(120, 30)) as person:
+        await person.sees("ends too early; and the data directory is damaged", "Enter: begin")
+        await person.presses("escape")
+        await person.misses("Enter: begin")
+
+
 async def test_a_passphrase_is_asked_for_once(data_dir):
     """Guards the second door: the model failed after the directory was unlocked, and it was asked for again. A
     wrong one opens nothing, model or none.

@@ -111,13 +111,14 @@ class ChatApp(App[int]):
     def _begin(self) -> None:
         """Once the first screen is drawn: loading a model takes the processors, and the interpreter's lock."""
         self.on_drawn()
-        _: Worker[None] = self.run_worker(self._open, exclusive=True, group="open")
+        _: Worker[None] = self.run_worker(self._open, group="open")
 
     async def _open(self) -> None:
         screen, problem = self.chat_screen, None
         try:
             await asyncio.to_thread(answer_class)
-            await self.session.open(self._ask_passphrase)
+            if not await self.session.open(self._ask_passphrase):
+                return  # whoever closed it, or opens it anew, says more
         except EdgeKVError as error:
             problem = error
         try:
@@ -151,8 +152,14 @@ class ChatApp(App[int]):
             f"Now: {self.session.model_name}. Private chats end with a change of the model."
         )
 
-    async def action_load_again(self) -> None:
-        """Close the session and open it anew: after the engine failed, or with another model."""
+    def action_load_again(self) -> None:
+        """Close the session and open it anew: after the engine failed, or with another model.
+
+        Not within the deed that asked for it: the next deed would end that, and no model would be loaded.
+        """
+        _: Worker[None] = self.run_worker(self._load_again, group="open")
+
+    async def _load_again(self) -> None:
         self.chat_screen.say("closing…")
         lost = None
         try:
@@ -177,7 +184,7 @@ class ChatApp(App[int]):
         chosen = await self.push_screen_wait(Choose(problem, rows or ["no GGUF file was found"], hint=hint))
         if chosen is not None and found:
             self.session.config = self.session.config.replace({"model": found[chosen].path})
-            await self.action_load_again()
+            self.action_load_again()
 
     def _ask_passphrase(self, question: str) -> str:
         """Called in the thread that opens the session."""

@@ -31,7 +31,9 @@ class Unsent:
     turn: Turn | None = None
 
     def before(self, later: Unsent) -> Unsent:
-        """Both, one below the other."""
+        """Both, one below the other; the later one where nothing stands in this one."""
+        if not self.written.text:
+            return later
         return dataclasses.replace(self, written=self.written.before(later.written))
 
     def is_of(self, history: list[Turn]) -> bool:
@@ -41,6 +43,15 @@ class Unsent:
     def here(self, history: list[Turn]) -> Unsent:
         """It, or its words alone where what it edits is not among these turns."""
         return self if self.is_of(history) else dataclasses.replace(self, turn=None)
+
+
+@dataclass(slots=True)
+class Begun:
+    """Where a conversation keeps what is unsent in it. It outlives the session: a chat that is still shown, or a
+    message on its way, when its session was closed puts it where the chat opened anew finds it.
+    """
+
+    unsent: Unsent = field(default_factory=Unsent)
 
 
 def _is_same(one: Turn, other: Turn) -> bool:
@@ -75,7 +86,7 @@ class OpenChat:
         self.conversation = conversation
         self.private = private
         self.refusal = refusal
-        self.unsent = Unsent()
+        self.begun = Begun()
         self.answering: Answering | None = None
         self._asked: Unsent | None = None
         self.num_answers = 0
@@ -86,13 +97,31 @@ class OpenChat:
 
     def taken_up(self, turns: list[Turn], now: Unsent, left: OpenChat, *, keeps_prompt: bool) -> Unsent:
         """What stands in the prompt once this is chosen: `now` stood there in the conversation that is `left`."""
-        if keeps_prompt and (self.private or not left.private):
-            unsent = now.here(turns)
-        else:
-            left.unsent = now
-            unsent, self.unsent = self.unsent.here(turns), Unsent()
+        if left is self or (keeps_prompt and (self.private or not left.private)):
+            return self.take_unsent().before(now).here(turns)
+        left.unsent = left.unsent.before(now)
+        return self.take_unsent().here(turns)
+
+    @property
+    def unsent(self) -> Unsent:
+        """What was begun to be written, while another conversation is shown."""
+        return self.begun.unsent
+
+    @unsent.setter
+    def unsent(self, unsent: Unsent) -> None:
+        self.begun.unsent = unsent
+
+    def take_unsent(self) -> Unsent:
+        """What waits here to be written on and sent: a refused message first."""
+        self.put_refused_back()
+        unsent, self.unsent = self.unsent, Unsent()
+        return unsent
+
+    def put_refused_back(self) -> None:
+        """Put a message that was refused in front of what is unsent."""
         refused = self.take_back()
-        return unsent if refused is None else refused.before(unsent)
+        if refused is not None:
+            self.unsent = refused.before(self.unsent)
 
     @property
     def last_result(self) -> Result | None:
@@ -154,6 +183,11 @@ class OpenChat:
                 end = turn.id
         await asyncio.to_thread(conversation.switch, end)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._is_idle.is_set()
+
     async def wait(self) -> None:
         """Return once the answer being made, if any, has ended."""
         await self._is_idle.wait()
@@ -178,6 +212,7 @@ class OpenChat:
     ) -> Answering:
         if self.refusal is not None:
             raise ConversationError(self.refusal)
+        self.put_refused_back()
         self.answering = Answering(user, turn=turn)
         self._asked = asked
         self._is_idle.clear()

@@ -11,8 +11,8 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from edgekv import Archive, ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
-from edgekv_tui.openchat import OpenChat, Unsent
+from edgekv import Archive, Closed, ConversationError, ConversationInfo, EdgeKVError, Runtime, StoreError
+from edgekv_tui.openchat import Begun, OpenChat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -41,11 +41,13 @@ class Session:
         self.num_opens = 0
         self._opener = opener
         self._closing = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._opening = 0  # the number of the latest; closing makes it outdated
         self._has_failed = False
         self._runtime: Runtime | None = None
         self._archive: Archive | None = None
         self._drafts: dict[bool, OpenChat] = {}
-        self._unsent: dict[str, Unsent] = {}
+        self._begun: dict[str, Begun] = {}
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
         self.on_change: Callable[[], None] = _nobody_listens
@@ -86,15 +88,44 @@ class Session:
         shelf = self._runtime or self._archive
         return None if shelf is None else shelf.degraded
 
-    async def open(self, passphrase: Callable[[str], str]) -> None:
+    async def open(self, passphrase: Callable[[str], str]) -> bool:
         """Load the model; `passphrase` answers questions, in a thread. Raises what `Runtime` raises.
 
         What is kept can then be read all the same, if it is not its directory that cannot be opened.
+
+        One model is loaded at a time. False where this one is not wanted any more: the session was closed, or is
+        being opened anew, since; what it had loaded is freed again.
         """
         self._has_failed = False
+        self._opening += 1
+        number = self._opening
+        try:
+            # a thread cannot be cancelled: what it loads must find somebody who frees it
+            return await asyncio.shield(asyncio.create_task(self._open(number, passphrase)))
+        except asyncio.CancelledError:
+            if number == self._opening:
+                self._opening += 1
+            raise
+
+    async def _open(self, number: int, passphrase: Callable[[str], str]) -> bool:
+        async with self._loading:
+            async with self._closing:
+                pass  # what is being closed has the data directory still
+            try:
+                if number == self._opening:
+                    await self._load(number, passphrase)
+            except EdgeKVError:
+                if number == self._opening:
+                    self._has_failed = True
+                    raise
+            return number == self._opening
+
+    async def _load(self, number: int, passphrase: Callable[[str], str]) -> None:
         answers: list[str] = []
 
         def ask(question: str) -> str:
+            if number != self._opening:
+                raise Closed("the session was closed, or opened anew")
             answers.append(passphrase(question))
             return answers[-1]
 
@@ -102,26 +133,35 @@ class Session:
             return answers.pop() if answers else passphrase(question)
 
         try:
-            self._runtime = await asyncio.to_thread(
+            runtime = await asyncio.to_thread(
                 self._opener, config=self.config, durable=self.durable, passphrase=ask
             )
         except StoreError:
-            self._has_failed = True
             raise
         except EdgeKVError as error:
-            self._has_failed = True
             del answers[:-1]  # whoever unlocked it for the model need not do so again
-            await self._open_archive(error, ask_again)
+            if number == self._opening:
+                await self._open_archive(number, error, ask_again)
             raise
+        if number != self._opening:
+            await asyncio.to_thread(runtime.close)
+            return
+        self._runtime = runtime
         self.num_opens += 1
-        self.model_name = self._runtime.stats().model
+        self.model_name = runtime.stats().model
 
-    async def _open_archive(self, error: EdgeKVError, passphrase: Callable[[str], str]) -> None:
+    async def _open_archive(self, number: int, error: EdgeKVError, passphrase: Callable[[str], str]) -> None:
         if self.durable:
             try:
-                self._archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
+                archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
             except EdgeKVError as other:
-                raise StoreError(f"{error}; and {other}") from error
+                raise type(error)(
+                    f"{error}; and {other}"
+                ) from other  # of the first kind: it says what to offer
+            if number != self._opening:
+                await asyncio.to_thread(archive.close)
+                return
+            self._archive = archive
             self.num_opens += 1
             self.model_name = "no model"
 
@@ -182,7 +222,7 @@ class Session:
         found = self._chats.get((name, private))
         if found is None:
             found = await asyncio.to_thread(self._enter, name)
-            found.unsent = self._unsent.pop(name, found.unsent)
+            found.begun = self._begun.pop(name, found.begun)
             self._chats[name, private] = found
         return found
 
@@ -230,20 +270,34 @@ class Session:
 
         What was begun to be written in others is there again then.
 
-        Called twice, both return when all is kept.
+        Called twice, both return when all is kept. A model that is being loaded is not waited for: nothing was
+        said to it. It is freed when it comes, and the next one is loaded after that.
         """
         async with self._closing:
+            self._opening += 1
             await self._close()
 
     async def _close(self) -> None:
         shelf = self._runtime or self._archive
         self._runtime = self._archive = None
-        self._unsent |= {chat.name: chat.unsent for chat in self._chats.values() if not chat.private}
-        self._chats.clear()
+        for chat in self._chats.values():  # a message that waits for an answer to be stopped is not sent
+            chat.refusal = chat.refusal or self.why_closed
         self._infos = None
         self.model_name = "…"
-        if shelf is not None:
-            await asyncio.to_thread(shelf.close)
+        try:
+            if shelf is not None:
+                await asyncio.to_thread(shelf.close)
+        finally:
+            await self._end_chats()
+
+    async def _end_chats(self) -> None:
+        """Forget the chats once their answers have ended: only then is it known which messages were refused."""
+        while busy := [chat for chat in [*self._chats.values(), *self._drafts.values()] if not chat.is_idle]:
+            await busy[0].wait()
+        for chat in self._chats.values():
+            chat.put_refused_back()
+        self._begun |= {chat.name: chat.begun for chat in self._chats.values() if not chat.private}
+        self._chats.clear()
 
     def _to_read(self, name: str) -> Conversation:
         if self._archive is not None:

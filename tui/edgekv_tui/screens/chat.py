@@ -195,7 +195,7 @@ class ChatScreen(Screen[None]):
     async def _send(self, chat: OpenChat, unsent: Unsent) -> None:
         if await self._begin(chat, lambda: chat.send(unsent)):
             return
-        if chat is self.chat:
+        if (chat.name, chat.private) == (self.chat.name, self.chat.private):  # opened anew meanwhile or not
             self._editing = unsent.here(chat.history()).turn
             self.query_one(Prompt).give_back(unsent.written)
         else:

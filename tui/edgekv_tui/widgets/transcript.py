@@ -59,9 +59,11 @@ class Transcript(VerticalScroll, can_focus=False):
         self._first = max(0, len(turns) - MOUNTED_TURNS)
         async with self.batch():
             await self.remove_children()
+            if not self.is_attached:
+                return  # the program is being left
             views = self._make(range(self._first, len(turns)))
             await self.mount_all([*self._earlier(), *views])
-            if not turns and empty:
+            if not turns and empty and self.is_attached:
                 await self.mount(Static(empty, markup=False, classes="empty"))
         self.anchor()
         self.call_after_refresh(self._fill)
