@@ -61,7 +61,7 @@ async def test_a_message_that_waits_for_a_stopped_answer_is_there_again(sit_down
         chat = screen.chat
         person.engine.hold.clear()
         await person.says("third")
-        await person.until(lambda: chat.is_answering and len(chat.history()) == 2)
+        await person.until(lambda: chat.is_answering and chat.answering._stream is not None)
         chat.answering.is_stopping = True  # it takes a while to end
         await person.says("dear words")
         await person.until(lambda: not prompt_of(person).text)
