@@ -21,6 +21,7 @@ async def loads_again(person):
 
 async def begins_new(person):
     await person.presses("ctrl+n")
+    await person.until(lambda: person.app.chat_screen.chat.conversation is None)
     await person.sees("Nothing was said yet")
 
 

@@ -244,7 +244,7 @@ class ChatScreen(Screen[None]):
             if view is self._view and view.is_attached:
                 await self._draw(answering, view)
         except (MountError, NoMatches):
-            if view.is_attached:
+            if view.is_there:
                 raise  # else another conversation was chosen meanwhile: the answer goes on without a view
 
     async def _draw(self, answering: Answering, view: TurnView) -> None:
@@ -267,7 +267,7 @@ class ChatScreen(Screen[None]):
             await view.end(
                 answering.result, self.chat.branch_marks().get(history[-1].id, "") if history else ""
             )
-        if not view.is_attached:
+        if not view.is_there:
             return  # another conversation was chosen meanwhile, or the program was left
         self._rest()
         for notice in answering.notices:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLD_LINES = 20
 FOLD_CHARACTERS = 2000
+PARTS = 3  # of a turn: the message, the answer, the note
 
 
 def answer_class() -> type[Answer]:
@@ -84,6 +85,11 @@ class TurnView(VerticalGroup, can_focus=True):
         yield Static(self._folded(), markup=False, classes="user")
         yield answer_class()(self.answer)
         yield Static("\n".join(self._remarks), markup=False, classes="note")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is on the screen with all its parts: a view that is being removed loses them one by one."""
+        return self.is_attached and len(self.children) == PARTS
 
     async def grow(self, text: str) -> None:
         """Show `text`; only what is new of it is laid out."""
