@@ -168,9 +168,8 @@ class Library:
         if self.keys is not None:
             with translated():
                 self.keys.destroy(row.sequence_id)
-        for journal in self._owing_of(
-            row.id
-        ):  # last: a conversation that could not be forgotten loses nothing
+        # Last: a conversation that could not be forgotten loses nothing.
+        for journal in self._owing_of(row.id):
             journal.drop_owed()
         return row.sequence_id
 

@@ -155,9 +155,8 @@ class Session:
             try:
                 archive = await asyncio.to_thread(Archive, config=self.config, passphrase=passphrase)
             except EdgeKVError as other:
-                raise type(error)(
-                    f"{error}; and {other}"
-                ) from other  # of the first kind: it says what to offer
+                # Of the first kind: it says what to offer.
+                raise type(error)(f"{error}; and {other}") from other
             if number != self._opening:
                 await asyncio.to_thread(archive.close)
                 return

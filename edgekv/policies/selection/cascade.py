@@ -35,14 +35,8 @@ LONG_COLUMNS = 2048
 SCAN_QUERIES = 8  # of the last tokens of a prompt, evenly spaced
 MAX_CANDIDATES = 512  # what a scan leaves
 MAX_CANDIDATES_ON_DISK = 256  # of a block
-LENDERS = (
-    7 / 15,
-    3 / 5,
-    1 / 3,
-    8 / 15,
-    2 / 5,
-    2 / 3,
-)  # depths of layers that scan keys on disk; first ones first
+# Depths of layers that scan keys on disk; first ones first.
+LENDERS = (7 / 15, 3 / 5, 1 / 3, 8 / 15, 2 / 5, 2 / 3)
 MIN_LENDERS = 2
 LENDERS_BYTES = 12 << 20  # of keys that they read in all, if there are more of them
 LENT_NODES = 48  # by all of them
@@ -93,9 +87,8 @@ class Cascade(Selector):
     search_every: int = SEARCH_EVERY
     scan_every: int = SCAN_EVERY
     kept: int = KEPT
-    _winners: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # a layer's last choice by nodes: candidates again
+    # A layer's last choice by nodes: candidates again.
+    _winners: dict[int, Tensor] = field(default_factory=dict)
     _lent: Tensor = field(default_factory=_no_columns)  # of the pass at hand
     _scanned: Tensor = field(default_factory=_rows)  # both of `Choosing`
     _kept: Tensor = field(default_factory=_rows)
