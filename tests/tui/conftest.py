@@ -95,19 +95,26 @@ class Person:
     async def presses(self, *keys):
         """Press keys one after the other. (Pilot.press waits 0.1 s for each until the processor is idle.)"""
         for key in keys:
+            self.bursts(key)
+            await self.pilot._wait_for_screen()  # the app hands the key on
+            await self.pilot._wait_for_screen()  # whoever has the focus takes it
+
+    def bursts(self, *keys):
+        """Press keys faster than the screen can follow: all are there before the first one does anything."""
+        for key in keys:
             self._press(key)
-            await self.pilot._wait_for_screen()
 
     async def types(self, text):
         """Type `text` faster than the screen can follow; "\r" is Enter."""
-        for character in text:
-            self._press(character)
+        self.bursts(*text)
         await self.pilot._wait_for_screen()
 
     def _press(self, key):
         character = key if len(key) == 1 and key != "\r" else None
         name = "enter" if key == "\r" else _character_to_key(key) if character else key
-        self.app._driver.send_message(events.Key(name, character))
+        event = events.Key(name, character)
+        event.set_sender(self.app)
+        self.app.post_message(event)  # not by way of the driver: its events come after what is waited for
 
     def pastes(self, text):
         self.app.chat_screen.query_one("#prompt").post_message(events.Paste(text))

@@ -168,7 +168,7 @@ class Deeds:
         except SuspendNotSupported as error:
             raise ConversationError("this terminal cannot be handed to an editor") from error
         prompt.replace_all(text)
-        prompt.focus()
+        self._screen.set_focus(prompt)
 
     async def rename(self) -> None:
         """Ask for the new name."""

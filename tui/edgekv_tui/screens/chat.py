@@ -312,14 +312,14 @@ class ChatScreen(Screen[None]):
             prompt.empty()
             self._rest()
         self.remove_class("-list", "-memory")
-        prompt.focus()
+        self.set_focus(prompt)
 
     def edit_turn(self, number: int) -> None:
         """Put the message of turn `number` into the prompt; sending it makes a branch."""
         self._editing = self.chat.history()[number]
         prompt = self.query_one(Prompt)
         prompt.replace_all(self._editing.user)
-        prompt.focus()
+        self.set_focus(prompt)
         self._say_editing(number)
 
     def _say_editing(self, number: int) -> None:
@@ -334,21 +334,21 @@ class ChatScreen(Screen[None]):
     async def action_new(self, private: bool = False) -> None:
         """A new conversation."""
         await self.show(self.session.draft(private=private))
-        self.query_one(Prompt).focus()
+        self.set_focus(self.query_one(Prompt))
 
     async def action_regenerate(self) -> None:
         """Answer the last message again, on a branch of its own."""
         await self._begin(self.chat, self.chat.regenerate)
 
     def action_chats(self) -> None:
-        """Go to the list, or hide it again."""
+        """Go to the list, or hide it again. (At once: `Widget.focus` would let the next key go to the prompt.)"""
         chats = self.query_one(ChatList)
-        if chats.has_focus:
+        if self.focused is chats:
             self.remove_class("-list")
-            self.query_one(Prompt).focus()
+            self.set_focus(self.query_one(Prompt))
         else:
             self.add_class("-list")
-            chats.focus()
+            self.set_focus(chats)
 
     def action_memory(self) -> None:
         """Show where the memory goes, or hide it."""
@@ -359,7 +359,7 @@ class ChatScreen(Screen[None]):
         """Go to the last turn."""
         views = self.query_one(Transcript).views
         if views:
-            views[-1].focus()
+            self.set_focus(views[-1])
 
     @on(TurnView.Asked)
     def _do_with_turn(self, message: TurnView.Asked) -> None:
@@ -376,7 +376,7 @@ class ChatScreen(Screen[None]):
 
     @on(Transcript.Ended)
     def _back_to_prompt(self) -> None:
-        self.query_one(Prompt).focus()
+        self.set_focus(self.query_one(Prompt))
 
     def action_page(self, step: int) -> None:
         """Scroll the conversation, wherever the focus is."""
@@ -396,5 +396,5 @@ class ChatScreen(Screen[None]):
             return
         self.remove_class("-list")
         await self.show(chat)
+        self.set_focus(self.query_one(Prompt))
         await self.refresh_list()
-        self.query_one(Prompt).focus()

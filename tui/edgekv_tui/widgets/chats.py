@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from edgekv_tui.openchat import OpenChat
 
 
+class _Row(Option):
+    """One conversation: it keeps its name while the list around it changes."""
+
+    def __init__(self, name: str, mark: str, *, is_current: bool, is_private: bool) -> None:
+        super().__init__(_drawn(name, mark, is_current=is_current, is_private=is_private))
+        self.key = (name, is_private)
+
+
 class ChatList(OptionList):
     """Conversations of this run that are in memory only, then the kept ones, last used first."""
 
@@ -34,29 +42,34 @@ class ChatList(OptionList):
 
     def __init__(self, *, id: str | None = None) -> None:  # noqa: A002  Textual's word
         super().__init__(id=id, markup=False, compact=True)
-        self._rows: list[tuple[str, bool]] = []
 
     def show(
         self, infos: Sequence[ConversationInfo], in_memory: Sequence[OpenChat], current: tuple[str, bool]
     ) -> None:
-        """All there are; `current` is marked."""
+        """All there are; `current` is marked. The highlight stays with its conversation wherever that moves."""
         now = time.time()
-        self._rows = [(chat.name, chat.private) for chat in in_memory]
-        self._rows += [(info.name, False) for info in infos]
-        marks = ["private" if chat.private else "not kept" for chat in in_memory]
-        marks += [_mark(info, now) for info in infos]
-        highlighted = self.highlighted
+        rows = [
+            (chat.name, chat.private, "private" if chat.private else "not kept") for chat in in_memory
+        ] + [(info.name, False, _mark(info, now)) for info in infos]
+        keys = [(name, private) for name, private, _ in rows]
+        at = self.highlighted or 0
+        before = self.highlighted_option
+        if self.screen.focused is self and isinstance(before, _Row) and before.key in keys:
+            at = keys.index(before.key)
         self.clear_options()
-        for row, mark in zip(self._rows, marks, strict=True):
-            self.add_option(Option(_row(row[0], mark, is_current=row == current, is_private=row[1])))
-        if self._rows:
-            self.highlighted = min(highlighted or 0, len(self._rows) - 1)
-        self.border_title = f"{len(self._rows)} chats"
+        self.add_options(
+            _Row(name, mark, is_current=(name, private) == current, is_private=private)
+            for name, private, mark in rows
+        )
+        if rows:
+            self.highlighted = min(at, len(rows) - 1)
+        self.border_title = f"{len(rows)} chats"
 
     @on(OptionList.OptionSelected)
     def _pick(self, message: OptionList.OptionSelected) -> None:
         message.stop()
-        name, private = self._rows[message.option_index]
+        assert isinstance(message.option, _Row)
+        name, private = message.option.key
         self.post_message(self.Picked(name, private=private))
 
 
@@ -64,7 +77,7 @@ def _mark(info: ConversationInfo, now: float) -> str:
     return "damaged" if info.is_damaged else when(info.updated, now)
 
 
-def _row(name: str, mark: str, *, is_current: bool, is_private: bool) -> Table:
+def _drawn(name: str, mark: str, *, is_current: bool, is_private: bool) -> Table:
     grid = Table.grid(expand=True)
     grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     grid.add_column(justify="right", no_wrap=True)

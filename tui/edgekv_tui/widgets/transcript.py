@@ -147,7 +147,7 @@ class Transcript(VerticalScroll, can_focus=False):
         if at >= len(views):
             self.post_message(self.Ended())
         elif at >= 0:
-            views[at].focus()
+            self.screen.set_focus(views[at])
 
     def _make(self, numbers: range) -> list[TurnView]:
         turns = self._turns
