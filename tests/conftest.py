@@ -2,6 +2,8 @@
 
 import gc
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,16 @@ def isolated_options(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")  # theirs, in particular
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """The same random numbers for each test, whatever ran before it in the same process."""
+    random.seed(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(1)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(1)
 
 
 @pytest.fixture
