@@ -34,6 +34,8 @@ async def test_the_mark_stays_with_its_conversation(sit_down):
         assert chats.highlighted_option.key == ("about trains", False)
         ships = await session.enter("about ships")
         session.answered(ships)
-        await person.until(lambda: chats.options[0].key == ("about ships", False), "the list in its new order")
+        await person.until(
+            lambda: chats.options[0].key == ("about ships", False), "the list in its new order"
+        )
         person.bursts("enter")
         await person.until(lambda: "about trains" in person.screen().splitlines()[0], "the title")

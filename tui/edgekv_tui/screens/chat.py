@@ -341,7 +341,7 @@ class ChatScreen(Screen[None]):
         await self._begin(self.chat, self.chat.regenerate)
 
     def action_chats(self) -> None:
-        """Go to the list, or hide it again. (At once: `Widget.focus` would let the next key go to the prompt.)"""
+        """Go to the list, or hide it again. `Widget.focus` would leave the next key to the prompt."""
         chats = self.query_one(ChatList)
         if self.focused is chats:
             self.remove_class("-list")
