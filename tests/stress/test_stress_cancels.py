@@ -30,7 +30,12 @@ def test_cancels_at_random_moments(model, tmp_path, campaign_size, seed):
         assert campaign.violations[:9] == []
         chats = {chat.name: chat for chat in campaign.chats}
         for chat in chats.values():
-            assert chat.send("and now?", max_tokens=2).usage.completion_tokens == 2
+            result = chat.send("and now?", max_tokens=2)  # random weights may end it at once
+            assert (result.usage.completion_tokens, result.finish_reason) in {
+                (2, "length"),
+                (1, "stop"),
+                (2, "stop"),
+            }
             assert {turn.state for turn in chat.history()} <= {"complete", "stopped"}
         assert (runtime.stats().num_waiting, runtime.stats().is_generating) == (0, False)
         for chat in chats.values():
