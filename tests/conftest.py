@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Two processes run side by side: a thread that spins for its next loop takes the other one's core (read when torch
+# is loaded).
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
 
 @pytest.fixture(autouse=True)
 def isolated_options(monkeypatch, tmp_path_factory):
