@@ -68,6 +68,10 @@ def passkey(
             min=0, max=100, metavar="PERCENT", help="Where it is hidden; may be repeated. Default: quarters."
         ),
     ] = None,
+    numbers: Annotated[
+        int,
+        typer.Option(min=1, max=20, metavar="N", help="Numbers to hide around each depth, one at a time."),
+    ] = 1,
     text: TextPath = None,
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +79,7 @@ def passkey(
     setting = Setting(_selected(given), text, wants_front=True)
     setting.check_room(short_context)
     machine = measured(setting)
-    rows = hiding.measure(setting, context, short_context, depth or hiding.DEPTHS, progress)
+    rows = hiding.measure(setting, context, short_context, depth or hiding.DEPTHS, numbers, progress)
     print_rows("passkey", setting, machine, rows, as_json=as_json)
 
 

@@ -3,7 +3,8 @@
 A depth counts where exact attention finds the number in a context that fits the window; there the budget has to
 find it in the long one. That context is the text's front, and besides the long one's end, since the words before a
 question can by themselves make a small model miss. Depths are taken deepest first, so that each keeps the KV in
-front of its own.
+front of its own. Which of two words begins the answer can hang on a single token more or less in front of it, so
+several numbers may be hidden around each depth, one at a time.
 """
 
 from __future__ import annotations
@@ -29,46 +30,51 @@ CONTEXT = 65_536
 SHORT_CONTEXT = 4_096
 DEPTHS = (0, 25, 50, 75, 100)
 _MARGIN = 6  # tokens of an answer beyond those of the number
+_STEP = 1  # percent between the numbers around one depth, towards the middle
 _NUMBERS = (3146927, 4751100, 1491251, 8263519, 5920374, 7318046, 2685493)
-_NAMES = (
-    "rapid-basket",
-    "calm-jacket",
-    "jolly-orchard",
-    "noble-lantern",
-    "quiet-ribbon",
-    "opal-drawer",
-    "tidy-turbine",
-)
+_ADJECTIVES = ("rapid", "calm", "jolly", "noble", "quiet", "opal", "tidy")
+_NOUNS = ("basket", "jacket", "orchard", "lantern", "ribbon", "drawer", "turbine")
 
 
 @dataclass(frozen=True, slots=True)
 class _Hidden:
-    """What is hidden at one depth, in percent, and how it is asked for."""
+    """What is hidden for one depth, `at` so many percent, and how it is asked for."""
 
     depth: int
+    at: int
     needle: str
     question: str
     answer: str
 
 
-def hidden_at(depths: Sequence[int]) -> list[_Hidden]:
-    """A name and a number for each depth, deepest first."""
+def hidden_at(depths: Sequence[int], numbers: int = 1) -> list[_Hidden]:
+    """`numbers` of them for each depth, the first one there and the others beside it; deepest first."""
     found = []
-    for number, depth in enumerate(sorted(set(depths), reverse=True)):
-        name, value = _NAMES[number % len(_NAMES)], _NUMBERS[number % len(_NUMBERS)]
-        said = f"The special number for {name} is"
-        found.append(
-            _Hidden(
-                depth, f" {said} {value}.", f"\n\nWhat is the special number for {name}? {said}", str(value)
-            )
-        )
-    return found
+    for again in range(numbers):
+        for depth in sorted(set(depths), reverse=True):
+            name, value = _name_and_number(len(found))
+            at = depth + (_STEP if depth < 50 else -_STEP) * again
+            said = f"The special number for {name} is"
+            question = f"\n\nWhat is the special number for {name}? {said}"
+            found.append(_Hidden(depth, at, f" {said} {value}.", question, str(value)))
+    return sorted(found, key=lambda thing: thing.at, reverse=True)
+
+
+def _name_and_number(number: int) -> tuple[str, int]:
+    turn, place = divmod(number, len(_NUMBERS))
+    name = f"{_ADJECTIVES[place]}-{_NOUNS[(place + turn) % len(_NOUNS)]}"
+    return name, (_NUMBERS[place] - 1_000_000 + turn * 2_345_679) % 9_000_000 + 1_000_000
 
 
 def measure(
-    setting: Setting, context: int, short_context: int, depths: Sequence[int], progress: Callable[[str], None]
+    setting: Setting,
+    context: int,
+    short_context: int,
+    depths: Sequence[int],
+    numbers: int,
+    progress: Callable[[str], None],
 ) -> list[Row]:
-    """Found or not at each depth, and how many of what exact attention finds. ConfigError without a tokenizer."""
+    """How many are found at each depth, and of what exact attention finds. ConfigError without a tokenizer."""
     front = setting.model.front
     if not isinstance(front, ModelFront):
         raise ConfigError("passkeys need the model's tokenizer: install llama-cpp-python")
@@ -77,7 +83,7 @@ def measure(
         raise ConfigError(
             f"--context {context} is shorter than --short-context {short_context}: turn them round"
         )
-    things, text = hidden_at(depths), setting.long_text(context)
+    things, text = hidden_at(depths, numbers), setting.long_text(context)
     everything = text.take(context)
     contexts = {"front": everything[:short_context], "end": everything[-short_context:], "": everything}
     found: dict[str, list[bool]] = {}
@@ -93,14 +99,16 @@ def measure(
     rows: list[Row] = []
     for name in ("front", "end"):
         peer = f"(peer: exact, {name} {short_context:,})"
-        for thing, near, long in zip(things, found[name], found[""], strict=True):
-            row = labels.row(f"passkey_found_{name}", f"1: yes {peer}", ours=int(long), peer=int(near))
-            rows.append(dataclasses.replace(row, depth=thing.depth))
+        for depth in sorted(set(depths), reverse=True):
+            here = [place for place, thing in enumerate(things) if thing.depth == depth]
+            near, long = (sum(found[which][place] for place in here) for which in (name, ""))
+            row = labels.row(f"passkey_found_{name}", f"of {numbers} {peer}", ours=long, peer=near)
+            rows.append(dataclasses.replace(row, depth=depth))
         wanted = sum(found[name])
         both = sum(near and long for near, long in zip(found[name], found[""], strict=True))
         share = both / wanted if wanted else None
         rows.append(
-            labels.row(f"passkey_solved_{name}", f"depths {peer}", ours=both, peer=wanted, ratio=share)
+            labels.row(f"passkey_solved_{name}", f"numbers {peer}", ours=both, peer=wanted, ratio=share)
         )
     return rows
 
@@ -121,8 +129,8 @@ class _Search:
         question = tokenizer.encode(thing.question, special=False)
         answer = len(tokenizer.encode(thing.answer, special=False)) + _MARGIN
         filler = list(self.ids[: len(self.ids) - len(needle) - len(question) - answer])
-        place = self._sentence_end(filler, len(filler) * thing.depth // 100)
-        self.progress(f"{len(self.ids)} tokens, a number at {thing.depth} %")
+        place = self._sentence_end(filler, len(filler) * thing.at // 100)
+        self.progress(f"{len(self.ids)} tokens, a number at {thing.at} %")
         context = [*filler[:place], *needle, *filler[place:], *question]
         result = generate(self.engine, context, answer)
         return thing.answer in tokenizer.decode(result.token_ids)

@@ -178,7 +178,18 @@ def test_a_sliding_window_reads_the_last_tokens_and_no_other(tiny_model, has_sin
 @needs_peer
 def test_a_passkey_is_looked_for_at_every_depth_in_both_contexts(bench):
     """Guards the search: a random model finds nothing, and nothing found must not become a share of 1."""
-    where = ["--context", "1300", "--short-context", "300", "--depth", "0", "--depth", "100"]
+    where = [
+        "--context",
+        "1300",
+        "--short-context",
+        "300",
+        "--depth",
+        "0",
+        "--depth",
+        "100",
+        "--numbers",
+        "2",
+    ]
     code, report = bench("passkey", *where, "--prefill-budget", "128")
     assert code == 0
     depths = [(row["metric"], row["depth"], row["ours"], row["peer"]) for row in report["rows"]]
@@ -203,6 +214,17 @@ def test_each_depth_hides_another_number():
     assert [thing.depth for thing in things] == [100, 50, 0]
     assert len({thing.answer for thing in things}) == 3
     assert all(thing.answer in thing.needle and thing.answer not in thing.question for thing in things)
+
+
+def test_numbers_around_a_depth_lie_within_the_text_and_differ():
+    """Guards a name asked for whose number is another one's, and a depth counted where nothing was hidden."""
+    things = hidden_at([0, 25, 50, 75, 100], numbers=9)
+    assert [thing.at for thing in things] == sorted((thing.at for thing in things), reverse=True)
+    assert len({thing.answer for thing in things}) == len({thing.question for thing in things}) == 45
+    assert all(abs(thing.at - thing.depth) <= 8 and 0 <= thing.at <= 100 for thing in things)
+    assert {(thing.depth, thing.answer) for thing in hidden_at([0, 25, 50, 75, 100])} == {
+        (thing.depth, thing.answer) for thing in things if thing.at == thing.depth
+    }
 
 
 @needs_peer
