@@ -49,7 +49,7 @@ class _Hidden:
 
 def hidden_at(depths: Sequence[int], numbers: int = 1) -> list[_Hidden]:
     """`numbers` of them for each depth, the first one there and the others beside it; deepest first."""
-    found = []
+    found: list[_Hidden] = []
     for again in range(numbers):
         for depth in sorted(set(depths), reverse=True):
             name, value = _name_and_number(len(found))

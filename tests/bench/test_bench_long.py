@@ -269,7 +269,8 @@ def test_a_bundled_text_is_repeated_under_another_name():
     ("method", "columns", "want"),
     [
         ("window", 4096, 0),
-        ("cascade", 256, (256 + 3 * 128) // 4 * 1176),
+        ("cascade", 256, 256 * 1176),
+        ("cascade", 1024, (1024 // 128 + (512 + 3 * 128) // 4) * 1176),
         ("cascade", 4096, (4096 // 128 + (512 + 7 * 128) // 8) * 1176),
     ],
 )
