@@ -39,6 +39,10 @@ class CapacityError(EdgeKVError):
     """A tier's limit leaves no room for what was asked; says which limit to raise."""
 
 
+class OutOfMemory(EdgeKVError):
+    """The machine itself, not a limit of edgekv's, has no memory left for what was asked."""
+
+
 class PolicyError(EdgeKVError):
     """A method of selection failed or chose what cannot be read; says which, and nothing was read by it."""
 

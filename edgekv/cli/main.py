@@ -20,6 +20,7 @@ from edgekv.cli.output import printable, write_json
 from edgekv.cli.signals import EXIT_FAILURE, EXIT_PIPE, EXIT_USAGE, ReaderGone, Terminated, exit_code, install
 from edgekv.config import load_config
 from edgekv.errors import ConfigError, EdgeKVError
+from edgekv.shortage import told_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +93,10 @@ def _unexpected(error: Exception, *, as_json: bool) -> int:
     where = _log(error)
     if "--debug" in sys.argv:
         traceback.print_exception(error)
+    told = told_as(error)
+    if told is not error:
+        _report(type(told).__name__, f"{told}{where}", as_json=as_json)
+        return EXIT_FAILURE
     _report(type(error).__name__, f"internal error {type(error).__name__}{where}", as_json=as_json)
     return EXIT_FAILURE
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from edgekv.conversation.delivery import Delivery
 from edgekv.errors import Cancelled, ContextOverflow, ConversationError
 from edgekv.events import Done, PrefillProgress, Result, TextDelta, Timings, Usage
+from edgekv.shortage import told_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +200,7 @@ class Generation:
             result = work()
         except BaseException as error:  # noqa: BLE001  handed to the reader, as a future does
             self._ended()
-            self.mailbox.fail(error)
+            self.mailbox.fail(told_as(error))
         else:
             self._ended()
             self.mailbox.put(Done(result))

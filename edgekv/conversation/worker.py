@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekv.conversation.stream import Generation
 from edgekv.errors import Busy, Closed
+from edgekv.shortage import told_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ class _Call:
         try:
             self.future.set_result(self._function(engine))
         except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
-            self.future.set_exception(error)
+            self.future.set_exception(told_as(error))
 
     def fail(self, error: BaseException) -> None:
         """Give it up: nobody will run it."""
@@ -206,7 +207,7 @@ class EngineThread:
         try:
             self._loaded = build()
         except BaseException as error:  # noqa: BLE001  raised again by the constructor
-            ready.set_exception(error)
+            ready.set_exception(told_as(error))
             return
         del build  # it may hold what the engine is made of
         engine = self._loaded[0]
@@ -215,7 +216,7 @@ class EngineThread:
             engine.warm_up()  # in this thread, so that opening the Runtime does not wait for it
             self._serve(engine)
         except BaseException as error:  # noqa: BLE001  told to everybody who waits or calls later
-            self._fail(error)
+            self._fail(told_as(error))
         finally:
             try:
                 engine.close()

@@ -20,6 +20,7 @@ from edgekv import (
     ConversationError,
     EdgeKVError,
     ModelLoadError,
+    OutOfMemory,
     StoreError,
     TemplateError,
     Unsupported,
@@ -41,6 +42,7 @@ _STATUS: dict[type[EdgeKVError], tuple[int, str]] = {
     Busy: (429, "busy"),
     Closed: (503, "closed"),
     ModelLoadError: (503, "model_not_loaded"),
+    OutOfMemory: (503, "out_of_memory"),
 }
 
 

@@ -45,3 +45,12 @@ def test_fidelity(data_dir, monkeypatch, capsys):
     assert ours["kl_nats"] <= 0.01
     assert ours["kl_nats_reference"] <= 0.001
     assert ours["top1_agreement_reference"] >= 0.99
+
+
+def test_more_memory_than_there_is_is_one_line(data_dir, capsys):
+    """Guards "internal error OSError": a limit may be larger than what this machine has."""
+    code = _run(["run", "hi", "--host-budget", "4096TiB", "--data-dir", str(data_dir), "--json"])
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert code == 1
+    assert error["type"] == "OutOfMemory"
+    assert "smaller --device-budget and --host-budget" in error["message"]
