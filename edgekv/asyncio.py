@@ -295,6 +295,11 @@ class AsyncStream:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
+    def __del__(self) -> None:
+        # `break` left it: now, not when the thread that began it lets go of its own reference.
+        if self._stream is not None and not self._ended:
+            self._stream.cancel()
+
     async def _start(self) -> None:
         self._changed = asyncio.Event()
         starting = asyncio.ensure_future(asyncio.to_thread(self._begin))

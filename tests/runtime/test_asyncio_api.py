@@ -86,6 +86,22 @@ def test_break_stops_the_computation(data_dir):
     assert run(data_dir, FakeFactory(**LONG), scenario) == "stopped"
 
 
+def test_break_stops_it_whoever_else_still_holds_the_answer(data_dir):
+    """Guards the next message after `break`: it was refused as long as a thread still held what it had begun."""
+
+    async def scenario(runtime):
+        chat = await runtime.conversation("a")
+        stream, held = chat.stream("one", max_tokens=5000), []
+        async for event in stream:
+            if isinstance(event, TextDelta):
+                held.append(stream._stream)
+                break
+        del stream
+        return (await chat.send("two", max_tokens=1)).finish_reason
+
+    assert run(data_dir, FakeFactory(**LONG), scenario) == "length"
+
+
 def test_timeout_and_errors(data_dir):
     """Guards timeout= and that errors come out of the await."""
 
