@@ -141,3 +141,28 @@ async def test_a_draft_keeps_its_words_when_others_are_carried_to_it(sit_down, d
             await person.until(lambda: screen.chat is not passing)
             assert screen.chat.conversation is None
             assert prompt.text == "dear words\nothers"
+
+
+async def test_a_refused_first_message_is_in_the_next_draft(sit_down, monkeypatch):
+    """Guards the first words of a conversation that could not be begun, when another one was begun meanwhile."""
+    may_refuse = threading.Event()
+
+    def refuse(_title, **_options):
+        may_refuse.wait(PATIENCE_S)
+        raise EdgeKVError("the queue is full")
+
+    async with sit_down() as person:
+        screen = person.app.chat_screen
+        await person.talks("first")
+        await begins_new(person)
+        monkeypatch.setattr(person.app.session, "create", refuse)
+        await person.says("dear words")
+        chat = screen.chat
+        await person.until(lambda: chat.is_answering)
+        await person.presses("ctrl+n")
+        await person.until(lambda: screen.chat is not chat)
+        await screen.pick("first")
+        may_refuse.set()
+        await person.until(lambda: chat.is_idle)
+        await begins_new(person)
+        assert prompt_of(person).text == "dear words"

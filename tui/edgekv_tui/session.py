@@ -184,7 +184,13 @@ class Session:
         return (await asyncio.to_thread(self._to_read, name)).turns()
 
     def answered(self, chat: OpenChat) -> None:
-        """`chat` was used now: the list is brought up to date without reading it."""
+        """`chat` was used now: the list is brought up to date without reading it.
+
+        A draft whose first message was refused, while another draft took its place, leaves that message there.
+        """
+        if chat.conversation is None and (draft := self.draft(private=chat.private)) is not chat:
+            refused = chat.take_back()
+            draft.unsent = draft.unsent if refused is None else refused.before(draft.unsent)
         if self._infos is not None and chat.conversation is not None and not chat.is_in_memory:
             now, infos = time.time(), [info for info in self._infos if info.name != chat.name]
             found = next((info for info in self._infos if info.name == chat.name), None)
