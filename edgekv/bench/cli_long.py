@@ -70,7 +70,7 @@ def passkey(
     ] = None,
     numbers: Annotated[
         int,
-        typer.Option(min=1, max=20, metavar="N", help="Numbers to hide around each depth, one at a time."),
+        typer.Option(min=1, max=12, metavar="N", help="Numbers to hide around each depth, one at a time."),
     ] = 1,
     text: TextPath = None,
     as_json: AsJson = False,

@@ -132,6 +132,16 @@ def test_a_needle_in_an_unpromising_node():
     assert selector.choosing(abstracts, step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
 
 
+@pytest.mark.parametrize(
+    ("columns", "budget", "period"), [(512, 64, 1), (513, 64, 4), (900, 500, 1), (3000, 64, 8)]
+)
+def test_each_token_searches_where_a_search_takes_in_all(columns, budget, period):
+    """Guards the distance to exact attention, most of which is made by the tokens between two searches."""
+    abstracts = Made(torch.zeros(16, HEADS, 16, DIM))
+    choosing = Cascade().choosing(abstracts, range(1, 1 + columns), budget, torch.empty(0, dtype=torch.int32))
+    assert choosing.period == period
+
+
 def test_an_answer_does_not_search_an_older_questions_scan():
     """A block that went by nodes left the scan of the turn before to be searched."""
     keys, q = needle_among_decoys()

@@ -19,7 +19,7 @@ async def test_keys_are_listed_and_changed(sit_down):
     """Guards F1 and chat.toml: a changed key works, is shown, and the one it replaces does nothing."""
     settings = Settings(keys={"chat.new": "f9"})
     async with sit_down(settings=settings) as person:
-        await person.says("hi")
+        await person.talks("hi")
         await person.sees("hello there")
         await person.presses("f1")
         await person.sees("Keys", "F9", "[chat.new]", "Ctrl+Q")
@@ -105,7 +105,7 @@ async def test_without_a_model_one_is_offered(sit_down, tmp_path, monkeypatch):
         await person.presses(*["down"] * row, "enter")
         await person.until(lambda: person.app.session.is_open)
         await person.misses("loading", "edgekv chat --model")
-        await person.says("hi")
+        await person.talks("hi")
         await person.sees("hello there")
 
 
@@ -139,9 +139,9 @@ async def test_a_failed_engine_is_told_and_loaded_again(sit_down):
     """Guards against a chat that ends, or hangs, because the engine did: what was said before is there again."""
     async with sit_down("a") as person:
         await person.talks("hi")
-        person.engine.error = MemoryError("no memory")
+        person.engine.error = RuntimeError("no kernel")
         await person.says("more")
-        await person.sees("internal error MemoryError: no memory")
+        await person.sees("internal error RuntimeError: no kernel")
         await person.does("load_again")
         await person.misses("loading", "closing", "internal error")
         person.engine.error = None
@@ -224,7 +224,7 @@ async def test_a_message_that_a_failed_engine_refused_is_not_lost(sit_down, monk
     """
 
     def fail(_engine):
-        raise MemoryError("no memory")
+        raise RuntimeError("no kernel")
 
     async with sit_down("a") as person:
         screen = person.app.chat_screen
@@ -236,7 +236,7 @@ async def test_a_message_that_a_failed_engine_refused_is_not_lost(sit_down, monk
             worker.call(lambda _engine: None)
             await person.until(lambda: worker._failure is not None)
         await person.says("more")
-        await person.sees("the engine failed (MemoryError: no memory)")
+        await person.sees("the engine failed (RuntimeError: no kernel)")
         await person.until(lambda: prompt.text == "more", "the message in the prompt")
         assert "[no answer]" not in person.screen()
         await person.does("load_again")

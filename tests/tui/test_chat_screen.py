@@ -129,7 +129,7 @@ async def test_a_reopened_conversation_says_what_was_restored(sit_down, data_dir
     are missing is not guessed.
     """
     async with sit_down() as person:
-        await person.says("one")
+        await person.talks("one")
         await person.sees("hello there")
     async with sit_down("one") as person:
         await person.sees("one", "hello there")
@@ -141,12 +141,12 @@ async def test_a_reopened_conversation_says_what_was_restored(sit_down, data_dir
 async def test_a_new_chat_and_back(sit_down, data_dir):
     """Guards the list: a draft is kept nowhere before its first message; picking shows the picked one."""
     async with sit_down(size=(120, 30)) as person:
-        await person.says("about trains")
+        await person.talks("about trains")
         await person.sees("hello there")
         await person.presses("ctrl+n")
         await person.misses("hello there")
         assert names(data_dir) == ["about trains"]
-        await person.says("about ships")
+        await person.talks("about ships")
         await person.sees("hello there", "● about ships")
         await person.presses("ctrl+l", "down", "enter")
         await person.sees("● about trains")
@@ -296,7 +296,7 @@ async def test_a_private_chat_leaves_nothing(sit_down, data_dir):
         await person.sees("editors keep copies on disk")
         await person.presses("ctrl+t")
         await person.sees("PRIVATE", "nothing of it is written to disk")
-        await person.says("canary-xyzzy")
+        await person.talks("canary-xyzzy")
         await person.sees("hello there")
         assert person.app.screen.has_class("-private")
         assert [info.name for info in person.app.session.runtime.conversations()] == ["kept"]
@@ -319,7 +319,7 @@ async def test_regenerate_answers_again(sit_down):
     async with sit_down() as person:
         await person.presses("ctrl+r")
         await person.sees("no message yet")
-        await person.says("again")
+        await person.talks("again")
         await person.sees("hello there")
         person.engine.answer = "something else"
         await person.presses("ctrl+r")
@@ -345,7 +345,7 @@ async def test_a_message_is_edited_while_it_is_answered(sit_down):
     What was written meanwhile was lost where one went away and came back."""
     async with sit_down(answer="alpha beta gamma delta omega " * 6, token_s=0.01) as person:
         screen = person.app.chat_screen
-        await person.says("first")
+        await person.talks("first")
         await person.sees("alpha")
         await person.presses("f2")
         await person.until(lambda: screen._editing is not None)

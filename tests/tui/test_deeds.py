@@ -54,7 +54,7 @@ async def test_details_of_an_answer(sit_down):
     async with sit_down("a") as person:
         await person.presses("f3")
         await person.sees("there is no answer yet")
-        await person.says("hi")
+        await person.talks("hi")
         await person.sees("exact;")
         await person.presses("f3")
         await person.sees("exact: every token read the whole conversation", "the model ended it", "0 of them")
@@ -97,7 +97,7 @@ async def test_details_of_a_message_without_an_answer(sit_down):
     async with sit_down("a") as person:
         person.engine.error = MemoryError("no memory")
         await person.says("hi")
-        await person.sees("internal error")
+        await person.sees("close other programs")
         await person.presses("f3")
         await person.sees("Answer 1: hi", "there is none", "Ctrl+R answers")
         assert not any(text in person.screen() for text in ("exact:", "earlier run"))
@@ -110,7 +110,7 @@ async def test_rename_keeps_everything_but_the_name(sit_down, data_dir):
         await person.does("rename")
         await person.answers("new")
         await person.until(lambda: " new " in person.screen().splitlines()[0], "the title")
-        await person.says("again")
+        await person.talks("again")
         await person.sees("hello there", times=2)
         await person.misses("Esc stops")
     assert names(data_dir) == ["new"]

@@ -50,6 +50,7 @@ class Session:
         self._begun: dict[str, Begun] = {}
         self._chats: dict[tuple[str, bool], OpenChat] = {}
         self._infos: list[ConversationInfo] | None = None
+        self._num_changes = 0  # of what there is to list
         self.on_change: Callable[[], None] = _nobody_listens
         self.spawn: Callable[[Coroutine[None, None, None]], object] = asyncio.create_task
 
@@ -166,9 +167,14 @@ class Session:
 
     async def infos(self, *, again: bool = True) -> list[ConversationInfo]:
         """The kept conversations, last used first: read `again` (every turn is opened), or as they are known."""
-        if again or self._infos is None:
-            self._infos = await asyncio.to_thread(self.shelf.conversations)
-        return self._infos
+        if not again and self._infos is not None:
+            return self._infos
+        shelf, before = self.shelf, -1  # the same one: Closed is raised if that is closed meanwhile
+        while before != self._num_changes:  # what was answered, renamed or forgotten meanwhile may be missing
+            before = self._num_changes
+            found = await asyncio.to_thread(shelf.conversations)
+        self._infos = found
+        return found
 
     @property
     def known_names(self) -> list[str]:
@@ -188,6 +194,7 @@ class Session:
 
         A draft whose first message was refused, while another draft took its place, leaves that message there.
         """
+        self._num_changes += 1
         if chat.conversation is None and (draft := self.draft(private=chat.private)) is not chat:
             refused = chat.take_back()
             draft.unsent = draft.unsent if refused is None else refused.before(draft.unsent)
@@ -256,6 +263,7 @@ class Session:
                 private = chat.conversation.private
                 await asyncio.to_thread(self.runtime.rename, chat.name, name, private=private)
             self._chats.pop((chat.name, chat.private), None)
+            self._num_changes += 1
             chat.name = name
             self.adopt(chat)
 
@@ -268,6 +276,7 @@ class Session:
             await asyncio.to_thread(self._archive.forget, chat.name)
         else:
             await asyncio.to_thread(self.runtime.forget, chat.name, private=chat.is_in_memory)
+        self._num_changes += 1
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:
@@ -288,6 +297,7 @@ class Session:
         for chat in self._chats.values():  # a message that waits for an answer to be stopped is not sent
             chat.refusal = chat.refusal or self.why_closed
         self._infos = None
+        self._num_changes += 1
         self.model_name = "…"
         try:
             if shelf is not None:

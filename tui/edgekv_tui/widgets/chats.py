@@ -46,7 +46,7 @@ class ChatList(OptionList):
     def show(
         self, infos: Sequence[ConversationInfo], in_memory: Sequence[OpenChat], current: tuple[str, bool]
     ) -> None:
-        """All there are; `current` is marked. The highlight stays with its conversation wherever that moves."""
+        """All there are, `current` is marked. While a person is in the list, its cursor stays with its row."""
         now = time.time()
         rows = [
             (chat.name, chat.private, "private" if chat.private else "not kept") for chat in in_memory
@@ -54,7 +54,8 @@ class ChatList(OptionList):
         keys = [(name, private) for name, private, _ in rows]
         at = self.highlighted or 0
         before = self.highlighted_option
-        if self.screen.focused is self and isinstance(before, _Row) and before.key in keys:
+        has_hand = self.screen.focused in {self, None}  # none while another window is in front
+        if has_hand and isinstance(before, _Row) and before.key in keys:
             at = keys.index(before.key)
         self.clear_options()
         self.add_options(
