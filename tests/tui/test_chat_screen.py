@@ -345,7 +345,7 @@ async def test_a_message_is_edited_while_it_is_answered(sit_down):
     What was written meanwhile was lost where one went away and came back."""
     async with sit_down(answer="alpha beta gamma delta omega " * 6, token_s=0.01) as person:
         screen = person.app.chat_screen
-        await person.talks("first")
+        await person.says("first")
         await person.sees("alpha")
         await person.presses("f2")
         await person.until(lambda: screen._editing is not None)

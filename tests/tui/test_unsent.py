@@ -1,11 +1,13 @@
 """What was written and not sent yet is there again, whatever becomes of the model meanwhile."""
 
+import asyncio
 import threading
 
 from fakes import FakeFactory
 from patience import PATIENCE_S
 
 from edgekv import EdgeKVError, Runtime
+from edgekv_tui.widgets.transcript import Transcript
 
 
 def prompt_of(person):
@@ -166,3 +168,29 @@ async def test_a_refused_first_message_is_in_the_next_draft(sit_down, monkeypatc
         await person.until(lambda: chat.is_idle)
         await begins_new(person)
         assert prompt_of(person).text == "dear words"
+
+
+async def test_going_back_while_another_chat_is_drawn(sit_down, monkeypatch):
+    """Guards the program: the end of drawing the other chat looked there for the message that is edited here."""
+    may_draw, show = asyncio.Event(), Transcript.show
+
+    async def slowly(self, *args, **options):
+        if not may_draw.is_set():
+            await may_draw.wait()
+        await show(self, *args, **options)
+
+    async with sit_down() as person:
+        screen = person.app.chat_screen
+        await person.talks("first")
+        await person.presses("f2")
+        await person.types(" better")
+        chat, draft = screen.chat, person.app.session.draft()
+        monkeypatch.setattr(Transcript, "show", slowly)
+        there = asyncio.ensure_future(screen.show(draft))
+        await person.until(lambda: screen.chat is draft)
+        back = asyncio.ensure_future(screen.show(chat))
+        await person.until(lambda: screen.chat is chat)
+        may_draw.set()
+        await asyncio.gather(there, back)
+        await person.presses("enter")
+        await person.until(lambda: [turn.user for turn in person.history()] == ["first better"])

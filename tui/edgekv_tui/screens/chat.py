@@ -147,11 +147,11 @@ class ChatScreen(Screen[None]):
         shown = turns if answering is None else turns[: answering.turn]
         async with self._mounting:
             if chat is not self.chat:
-                return  # another conversation was chosen meanwhile
+                return  # another conversation was chosen meanwhile,
             empty = EMPTY_PRIVATE if chat.private else EMPTY
             await self.query_one(Transcript).show(shown, chat.branch_marks(), empty=empty)
-        if not (self.query(MemoryPanel) and self.query("#title")):
-            return  # the program is being left
+        if chat is not self.chat or not (self.query(MemoryPanel) and self.query("#title")):
+            return  # or another one was chosen while it was drawn, or the program is being left
         self.call_after_refresh(self._quiet.now)  # the old one is garbage now
         prompt.remember([turn.user for turn in turns])
         self.query_one(MemoryPanel).show(chat)
