@@ -182,8 +182,10 @@ class EngineThread:
             generation.cancel()
         self._thread.join()
         self._loaded = None
-        if self._failure is not None:
-            traceback.clear_frames(self._failure.__traceback__)  # they hold the engine
+        failure = self._failure
+        while failure is not None:  # and what it was told of: their frames hold the engine
+            traceback.clear_frames(failure.__traceback__)
+            failure = failure.__cause__
         error, self._close_error = self._close_error, None
         if error is not None:
             raise error

@@ -25,6 +25,7 @@ from edgekv import (
     TemplateError,
     Unsupported,
 )
+from edgekv.shortage import told_as
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,10 +92,11 @@ def unsupported(param: str, what: str) -> Refusal:
     )
 
 
-def refusal_of(error: Exception) -> Refusal:
+def refusal_of(error: BaseException) -> Refusal:
     """What a client is told of `error`. Of an unexpected one only where it happened is logged, and nothing said."""
     if isinstance(error, Refusal):
         return error
+    error = told_as(error)
     if isinstance(error, EdgeKVError):
         status, code = _STATUS.get(type(error), (500, "internal_error"))
         headers = {"Retry-After": "1"} if status == 429 else None

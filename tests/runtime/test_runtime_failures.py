@@ -61,7 +61,11 @@ def test_an_engine_that_fails_to_warm_up_is_told_to_everyone(open_runtime):
     assert factory.engine.closed
 
 
-@pytest.mark.parametrize("fails", [False, True])
+def no_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fails", [None, lambda: 1 // 0, no_memory])
 def test_close_lets_go_of_the_engine(data_dir, fails):
     """Guards memory: a closed Runtime that somebody still holds must not hold the model."""
     held = []
@@ -69,7 +73,7 @@ def test_close_lets_go_of_the_engine(data_dir, fails):
     def factory(config, model, *, data_dir, keys):
         engine, front = FakeEngine(), FakeFront()
         if fails:
-            engine.warm_up = lambda: 1 // 0
+            engine.warm_up = fails
         held.extend([weakref.ref(engine), weakref.ref(front)])
         return engine, front
 

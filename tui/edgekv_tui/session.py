@@ -169,8 +169,9 @@ class Session:
         """The kept conversations, last used first: read `again` (every turn is opened), or as they are known."""
         if not again and self._infos is not None:
             return self._infos
+        self._num_changes += 1  # an older reading is of no use any more
         shelf, before = self.shelf, -1  # the same one: Closed is raised if that is closed meanwhile
-        while before != self._num_changes:  # what was answered, renamed or forgotten meanwhile may be missing
+        while before != self._num_changes:  # what is new since may be missing
             before = self._num_changes
             found = await asyncio.to_thread(shelf.conversations)
         self._infos = found
@@ -263,7 +264,6 @@ class Session:
                 private = chat.conversation.private
                 await asyncio.to_thread(self.runtime.rename, chat.name, name, private=private)
             self._chats.pop((chat.name, chat.private), None)
-            self._num_changes += 1
             chat.name = name
             self.adopt(chat)
 
@@ -276,7 +276,6 @@ class Session:
             await asyncio.to_thread(self._archive.forget, chat.name)
         else:
             await asyncio.to_thread(self.runtime.forget, chat.name, private=chat.is_in_memory)
-        self._num_changes += 1
         self._chats.pop((chat.name, chat.private), None)
 
     async def close(self) -> None:

@@ -147,7 +147,7 @@ class ChatScreen(Screen[None]):
         shown = turns if answering is None else turns[: answering.turn]
         async with self._mounting:
             if chat is not self.chat:
-                return  # another conversation was chosen meanwhile,
+                return  # another conversation was chosen meanwhile
             empty = EMPTY_PRIVATE if chat.private else EMPTY
             await self.query_one(Transcript).show(shown, chat.branch_marks(), empty=empty)
         if chat is not self.chat or not (self.query(MemoryPanel) and self.query("#title")):
