@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import pytest
 from fakes import FakeFactory
 from patience import PATIENCE_S
 
@@ -27,21 +28,26 @@ async def begins_new(person):
     await person.sees("Nothing was said yet")
 
 
-async def test_a_message_refused_behind_another_chat_is_there_again(sit_down, monkeypatch):
-    """Guards words said to an engine that failed: the remedy that was told, to load the model again, lost them."""
-    may_refuse = threading.Event()
+def refusing(may_refuse):
+    """What refuses a message, as soon as it may."""
 
     def refuse(_text, **_options):
         may_refuse.wait(PATIENCE_S)
         raise EdgeKVError("the engine failed: load the model again")
 
+    return refuse
+
+
+async def test_a_message_refused_behind_another_chat_is_there_again(sit_down, monkeypatch):
+    """Guards words said to an engine that failed: the remedy that was told, to load the model again, lost them."""
+    may_refuse = threading.Event()
     async with sit_down() as person:
         screen = person.app.chat_screen
         await person.talks("first")
         await begins_new(person)
         await person.talks("second")
         chat = screen.chat
-        monkeypatch.setattr(chat.conversation, "stream", refuse)
+        monkeypatch.setattr(chat.conversation, "stream", refusing(may_refuse))
         await person.says("dear words")
         await person.until(lambda: chat.is_answering)
         await screen.pick("first")
@@ -145,28 +151,26 @@ async def test_a_draft_keeps_its_words_when_others_are_carried_to_it(sit_down, d
             assert prompt.text == "dear words\nothers"
 
 
-async def test_a_refused_first_message_is_in_the_next_draft(sit_down, monkeypatch):
+@pytest.mark.parametrize("is_shown", [False, True])
+async def test_a_refused_first_message_is_in_the_next_draft(sit_down, monkeypatch, is_shown):
     """Guards the first words of a conversation that could not be begun, when another one was begun meanwhile."""
     may_refuse = threading.Event()
-
-    def refuse(_title, **_options):
-        may_refuse.wait(PATIENCE_S)
-        raise EdgeKVError("the queue is full")
-
     async with sit_down() as person:
         screen = person.app.chat_screen
         await person.talks("first")
         await begins_new(person)
-        monkeypatch.setattr(person.app.session, "create", refuse)
+        monkeypatch.setattr(person.app.session, "create", refusing(may_refuse))
         await person.says("dear words")
         chat = screen.chat
         await person.until(lambda: chat.is_answering)
         await person.presses("ctrl+n")
         await person.until(lambda: screen.chat is not chat)
-        await screen.pick("first")
+        if not is_shown:
+            await screen.pick("first")
         may_refuse.set()
         await person.until(lambda: chat.is_idle)
-        await begins_new(person)
+        if not is_shown:
+            await begins_new(person)
         assert prompt_of(person).text == "dear words"
 
 

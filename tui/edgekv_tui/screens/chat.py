@@ -166,10 +166,11 @@ class ChatScreen(Screen[None]):
             self.say(pending_line(turns[-1]).replace("/regen", "Ctrl+R"), is_alert=True)
 
     def _list_again(self) -> None:
+        for prompt in self.query(Prompt) if self.chat.unsent.written.text else ():
+            prompt.give_back(self.chat.take_unsent().written)  # what another draft left in this one
         if self.is_attached:
-            _: Worker[None] = self.run_worker(
-                partial(self.refresh_list, again=False), group="list", exclusive=True
-            )
+            listing = partial(self.refresh_list, again=False)
+            _: Worker[None] = self.run_worker(listing, group="list", exclusive=True)
 
     async def refresh_list(self, *, again: bool = True) -> None:
         """Show the list of conversations, read `again` or as it is known."""
@@ -295,10 +296,9 @@ class ChatScreen(Screen[None]):
             self.say("")
 
     def _show_title(self) -> None:
-        private = " · PRIVATE" if self.chat.private else ""
-        model = self.session.model_name
+        private, model = " · PRIVATE" if self.chat.private else "", one_line(self.session.model_name, 40)
         self.set_class(self.chat.private, "-private")
-        title = f" {one_line(self.chat.name, 60)}{private} · {one_line(model, 40)}"
+        title = f" {one_line(self.chat.name, 60)}{private} · {model}"
         self.query_one("#title", Static).update(title)
 
     async def action_stop(self) -> None:
