@@ -13,6 +13,7 @@ from storage_fixtures import OTHER, SEQUENCE
 
 from edgekv_storage import (
     DataDir,
+    DiskFull,
     KeyUnavailable,
     NameTaken,
     NoSuchConversation,
@@ -24,6 +25,7 @@ from edgekv_storage import (
     Unwritable,
 )
 from edgekv_storage.crypt import MemoryKeys
+from edgekv_storage.transcripts.transcriptfile import translated
 
 
 @pytest.fixture
@@ -325,3 +327,20 @@ def test_a_damaged_sql_index_hides_no_turn(directory, keys):
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*) FROM turns").fetchone() == (3,)
     db.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (sqlite3.SQLITE_FULL, DiskFull, "free some space"),
+        (sqlite3.SQLITE_IOERR_SHMSIZE, DiskFull, "free some space"),
+        (sqlite3.SQLITE_IOERR_READ, StorageError, "is the drive full, or failing?"),
+    ],
+)
+def test_a_full_drive_is_known_by_each_of_its_codes(code, kind, says):
+    """Guards a drive without one free page: opening failed with "disk I/O error" instead of going on from memory."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    with pytest.raises(StorageError, match=says) as caught, translated("transcripts.db"):
+        raise error
+    assert type(caught.value) is kind

@@ -118,12 +118,14 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # Python's own have none
-        if code == sqlite3.SQLITE_FULL:
+        extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)  # Python's own have none
+        code = extended & 0xFF
+        if code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_SHMSIZE:
             raise DiskFull(f"the drive is full: {name} was not changed; free some space") from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
             raise Unwritable(f"{name} cannot be written or opened ({error}): {COPY_IT}") from error
-        raise StorageError(f"{name}: {_line(error)}; nothing was changed") from error
+        advice = ": is the drive full, or failing?" if code == sqlite3.SQLITE_IOERR else ""
+        raise StorageError(f"{name}: {_line(error)}; nothing was changed{advice}") from error
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise TranscriptDamaged(
             f"{name} is damaged ({_line(error)}): restore it from a backup or move it away"
