@@ -338,7 +338,7 @@ def test_a_damaged_sql_index_hides_no_turn(directory, keys):
     ],
 )
 def test_a_full_drive_is_known_by_each_of_its_codes(code, kind, says):
-    """Guards a drive without one free page: opening failed with "disk I/O error" instead of going on from memory."""
+    """Guards a drive without one free page: opening ended with "disk I/O error", not from memory."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = code
     with pytest.raises(StorageError, match=says) as caught, translated("transcripts.db"):
