@@ -96,8 +96,8 @@ class Config:
     )
     window: Annotated[int, msgspec.Meta(ge=64)] | None = _option(
         None,
-        "How many of the budget's tokens are the latest ones. Default: an eighth of --budget, two thirds of "
-        "--prefill-budget.",
+        "How many of the budget's tokens are the latest ones. Default: an eighth of --budget, half of it beyond "
+        "the trained window; two thirds of --prefill-budget.",
         "TOKENS",
     )
     selection: Selection = _option(

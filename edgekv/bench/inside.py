@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class ExactLike(Protocol):
     """What a runner asks for the attention of a pass."""
 
-    def begin(self, sequence: CachedSequence, count: int, arrivals: Arrivals) -> Attend:
-        """`attend` for a pass over the next `count` tokens."""
+    def begin(self, sequence: CachedSequence, token_ids: Sequence[int], arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next tokens."""
         ...
 
 
@@ -47,8 +47,8 @@ def watch_choices(engine: Engine, saw: Callable[[kernels.TokenPass, int, Tensor]
     assert selected is not None
     begin = selected.begin
 
-    def begun(sequence: CachedSequence, count: int, arrivals: Arrivals) -> Attend:
-        attend = begin(sequence, count, arrivals)
+    def begun(sequence: CachedSequence, token_ids: Sequence[int], arrivals: Arrivals) -> Attend:
+        attend = begin(sequence, token_ids, arrivals)
         if not isinstance(attend, kernels.TokenPass):
             return attend
 

@@ -18,6 +18,8 @@ import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Ids
+
     from torch import Tensor
 
     from edgekv.cache.sequence import Sequence
@@ -37,13 +39,13 @@ class SlidingAttention:
     scale: float
     has_sink: bool = True
 
-    def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
-        """`attend` for a pass over the next `count` tokens, which begin with a leaf or are the first.
+    def begin(self, sequence: Sequence, token_ids: Ids[int], arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next tokens, which begin with a leaf or are the first.
 
         Raises:
             CapacityError: no room for the new leaves.
         """
-        start = sequence.num_tokens
+        start, count = sequence.num_tokens, len(token_ids)
         assert start % LEAF_TOKENS == 0, "blocks of whole leaves"
         arrivals.wait_all()
         self.residency.prepare(sequence, start + count)

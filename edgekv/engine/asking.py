@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from edgekv.errors import EdgeKVError, PolicyError
 from edgekv.tiers.arrivals import DamagedColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from torch import Tensor
 
     from edgekv.policies.selection.selector import Selector, Step
 
@@ -50,6 +53,17 @@ def checked(num_chosen: int, step: Step) -> int:
     if twice.any():
         raise PolicyError(f"column {chosen[1:][twice][0]} was chosen twice")
     return int(num_chosen)
+
+
+def checked_names(named: Tensor, columns: range, selector: Selector) -> Tensor:
+    """`named`, int32 and ascending. Raises PolicyError where they are not some of `columns`, each once."""
+    found = named.to(torch.int32)
+    is_ascending = found.dim() == 1 and bool((found[1:] > found[:-1]).all())
+    if not is_ascending or (
+        len(found) and not columns.start <= int(found[0]) <= int(found[-1]) < columns.stop
+    ):
+        raise PolicyError(_told(selector, f"named {found.tolist()}, not some of {columns} in their order"))
+    return found
 
 
 def _told(selector: Selector, what: str) -> str:

@@ -37,3 +37,33 @@ class Budget:
     def reads_all(self, start: int) -> bool:
         """Whether everything before token `start` fits."""
         return self.first_window(start) - SINK_COLUMNS <= self.num_choices
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """`decode`: of passes over few tokens; `far`: of the same where the sequence has passed the trained window;
+    `prefill`: of blocks.
+
+    Far behind, what is near tells more than what is chosen: a novel's tokens lost 0.03 nats at an eighth for the
+    window instead of half, answers to questions about long chats 0.06; within the window the eighth is nearer to
+    exact attention.
+    """
+
+    decode: Budget
+    far: Budget
+    prefill: Budget
+
+    @classmethod
+    def made(cls, num_tokens: int, prefill_tokens: int, window_tokens: int | None) -> Budgets:
+        """Of as many unique tokens; `window_tokens` None: what suits each."""
+        return cls(
+            Budget.of(num_tokens, window_tokens or num_tokens // 8),
+            Budget.of(num_tokens, window_tokens or num_tokens // 2),
+            Budget.of(prefill_tokens, window_tokens or prefill_tokens * 2 // 3),
+        )
+
+    def of_pass(self, count: int, *, is_far: bool) -> Budget:
+        """That of a pass over `count` tokens."""
+        if count > FEW_TOKENS:
+            return self.prefill
+        return self.far if is_far else self.decode

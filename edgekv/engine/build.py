@@ -11,7 +11,7 @@ import torch
 
 from edgekv.cache.leaf import LeafShape
 from edgekv.cache.ledger import Ledger, Tier
-from edgekv.engine.budget import Budget
+from edgekv.engine.budget import Budgets
 from edgekv.engine.engine import Engine
 from edgekv.engine.front import IdsFront, ModelFront
 from edgekv.engine.machine import choose_device, device_budget, free_memory, num_cores
@@ -190,9 +190,8 @@ def selected_attention(
     decoder = model.decoder
     layout = VirtualLayout(decoder.rope, decoder.config.context_length)
     selector = make_selector(config.selection, model.front) if selector is None else selector
-    decode = Budget.of(config.budget, config.window or config.budget // 8)
-    prefill = Budget.of(config.prefill_budget, config.window or config.prefill_budget * 2 // 3)
-    made = SelectedAttention(residency, selector, layout, decode, prefill, decoder.config.head_dim**-0.5)
+    budgets = Budgets.made(config.budget, config.prefill_budget, config.window)
+    made = SelectedAttention(residency, selector, layout, budgets, decoder.config.head_dim**-0.5)
     residency.worth_of = made.worth_of
     return made
 

@@ -19,6 +19,8 @@ from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Ids
+
     from numpy.typing import NDArray
 
     from edgekv.cache.directory import Directory
@@ -52,14 +54,14 @@ class ExactAttention:
         self._layout: _Layout | None = None
         self._owner: Sequence | None = None
 
-    def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
-        """`attend` for a pass over the next `count` tokens of `sequence`.
+    def begin(self, sequence: Sequence, token_ids: Ids[int], arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next tokens of `sequence`.
 
         Raises:
             CapacityError: no room for the new leaves.
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
-        start = sequence.num_tokens
+        start, count = sequence.num_tokens, len(token_ids)
         self._residency.prepare(sequence, start + count)
         stream = self._residency.stream
         if stream.is_open:

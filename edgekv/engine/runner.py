@@ -81,7 +81,7 @@ class Runner:
         selects = self.selects(start + count, count)
         method = self.selected if selects else self._exact
         assert method is not None
-        attend = method.begin(sequence, count, arrivals)
+        attend = method.begin(sequence, token_ids, arrivals)
         hidden = self.decoder.forward(token_ids, start, attend)
         if selects:
             assert self.selected is not None
@@ -95,7 +95,7 @@ class Runner:
         """Of a context of `num_tokens`: how many columns at its end must be in memory, None for all."""
         if self.selected is None or not self.selects(num_tokens):
             return None
-        return self.selected.window_columns
+        return self.selected.window_columns(num_tokens)
 
     def take_use(self) -> AttentionUse:
         """What was attended since the last call."""

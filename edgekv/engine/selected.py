@@ -7,7 +7,7 @@ Knows slots and columns; how they are ranked is the policy's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,22 +18,25 @@ from torch import Tensor
 import edgekv_kernels as kernels
 from edgekv.cache.directory import ABSENT
 from edgekv.cache.leaf import LEAF_TOKENS
-from edgekv.engine.asking import asking, checked
+from edgekv.engine.asking import asking, checked, checked_names
 from edgekv.engine.attended import FullAttention
-from edgekv.engine.budget import FEW_TOKENS, SINK_COLUMNS, Budget
+from edgekv.engine.budget import FEW_TOKENS, SINK_COLUMNS
+from edgekv.engine.selected_pass import SelectedPass
 from edgekv.engine.tally import AttentionTally
 from edgekv.engine.weighing import KeptMass
 from edgekv.events import AttentionUse
 from edgekv.policies.selection.selector import Step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Ids
+
     from numpy.typing import NDArray
 
     from edgekv.cache.sequence import Sequence
+    from edgekv.engine.budget import Budget, Budgets
     from edgekv.engine.positions import VirtualLayout
     from edgekv.models.decoder import Attend
     from edgekv.policies.selection.selector import Selector
-    from edgekv.tiers.abstracts import Abstracts
     from edgekv.tiers.arrivals import Arrivals
     from edgekv.tiers.residency import Residency
 
@@ -43,34 +46,9 @@ SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier:
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 SCAN_AWAY = 256  # tokens between two scans of a layer there
 AWAY_WEIGHT = 0.1  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
+BESIDE_NAMED = 8  # columns that an answer's tokens choose beside what the question names
+NO_COLUMNS = torch.empty(0, dtype=torch.int32)
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """What all layers of one pass share.
-
-    where: int32 `[num_layers, num_columns]`, slots in `pool` or ABSENT. writes: `[num_layers, n]`, slots in
-    `written` of the columns from the first new token's on, which is the column's token `offset`. The last of the
-    `fixed` columns lacks `num_missing` tokens; `around`: those of them that are weighed with what is chosen from.
-    `at_once`: columns that may be promoted together. Pools and `writes` are on the device, the rest in host memory.
-    """
-
-    sequence: Sequence
-    count: int
-    abstracts: Abstracts
-    where: Tensor
-    pool: Tensor
-    written: Tensor
-    writes: Tensor
-    offset: int
-    fixed: Tensor
-    around: Tensor
-    choice: range
-    num_choices: int
-    at_once: int
-    num_missing: int
-    turns: kernels.Turns | None
 
 
 class SelectedAttention:
@@ -81,19 +59,18 @@ class SelectedAttention:
         residency: Residency,
         selector: Selector,
         layout: VirtualLayout,
-        decode: Budget,
-        prefill: Budget,
+        budgets: Budgets,
         scale: float,
     ) -> None:
         self.tally = AttentionTally()
-        self._decode = decode
-        self._prefill = prefill
+        self._budgets = budgets
         self._residency = residency
         self._selector = selector
         self._layout = layout
         self._scale = scale
         self._owner: Sequence | None = None
         self._num_cuts = 0
+        self._named = NO_COLUMNS  # by the question that is being answered
         self._kept_mass = KeptMass()
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
@@ -106,6 +83,7 @@ class SelectedAttention:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
         self._layout.renew()  # a turn has its own, however it was come to
+        self._named = NO_COLUMNS
         self._last = None  # it would hold on to abstracts that may be dropped now
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
@@ -123,10 +101,9 @@ class SelectedAttention:
             most_read=tally.most_read(),
         )
 
-    @property
-    def window_columns(self) -> int:
-        """Columns at the end that every pass reads."""
-        return self._decode.window_columns
+    def window_columns(self, num_tokens: int) -> int:
+        """Columns at the end of a context of `num_tokens` that every pass reads."""
+        return self._budget(1, num_tokens).window_columns
 
     def worth_of(self, sequence: Sequence) -> NDArray[np.float32]:
         """Attention that the first columns of `sequence` have had, the sink's without end; empty where the method
@@ -146,13 +123,14 @@ class SelectedAttention:
 
     def reads_all(self, start: int, count: int) -> bool:
         """Whether a pass over `count` tokens from `start` on attends to everything, at its true distance."""
-        return self._budget(count).reads_all(start) and not self._layout.is_needed(start + count)
+        end = start + count
+        return self._budget(count, end).reads_all(start) and not self._layout.is_needed(end)
 
-    def _budget(self, count: int) -> Budget:
-        return self._decode if count <= FEW_TOKENS else self._prefill
+    def _budget(self, count: int, end: int) -> Budget:
+        return self._budgets.of_pass(count, is_far=self._layout.is_needed(end))
 
-    def begin(self, sequence: Sequence, count: int, arrivals: Arrivals) -> Attend:
-        """`attend` for a pass over the next `count` tokens of `sequence`; `end` when it is through.
+    def begin(self, sequence: Sequence, token_ids: Ids[int], arrivals: Arrivals) -> Attend:
+        """`attend` for a pass over the next tokens of `sequence`; `end` when it is through.
 
         Raises:
             CapacityError: no room for the new leaves, their abstracts or what is selected.
@@ -160,6 +138,7 @@ class SelectedAttention:
             DamagedColumns: (while the pass runs) leaves on disk turned out damaged.
         """
         last, self._last, self._whole = self._last, None, None
+        count = len(token_ids)
         is_same = sequence is self._owner and sequence.num_cuts == self._num_cuts
         if not is_same:
             with asking(self._selector):
@@ -167,11 +146,12 @@ class SelectedAttention:
         self._owner, self._num_cuts = sequence, sequence.num_cuts
         if count > 1 or not is_same:
             self._layout.renew()
+            self._named = NO_COLUMNS
         arrivals.wait_all()  # abstracts are made of what has landed
         if count == 1 and is_same and last is not None and self._goes_on(sequence, last):
             self._whole = last[0]
             return self._whole
-        this = self._open(sequence, count)
+        this = self._open(sequence, token_ids)
         if count == 1:
             self._whole = self._token_pass(this)
         weighed = range(0)
@@ -192,7 +172,7 @@ class SelectedAttention:
             return False
         promoted.go_on()
         whole.offset, whole.num_missing = offset, LEAF_TOKENS - 1 - offset
-        whole.turns = self._layout.turns(start // LEAF_TOKENS, start + 1)
+        whole.turns = self._layout.turns(start, start + 1, self._named)
         whole.phase = start
         return True
 
@@ -219,23 +199,24 @@ class SelectedAttention:
             if weighs:
                 slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
                 if whole.choosing is not None:
-                    tally.note_chosen(listed[place < counts], num_layers)
+                    named = np.tile(self._named.numpy(), num_layers)
+                    tally.note_chosen(np.concatenate([listed[place < counts], named]), num_layers)
                 found = slots[attended]  # one that gave way since counts as the host's
                 on_device = (found != ABSENT) & (found < self._first_host)
                 tally.device_share = float(on_device.sum() / num_leaves)
         tally.num_leaves += num_leaves
         tally.num_device_leaves += num_leaves * tally.device_share
 
-    def _open(self, sequence: Sequence, count: int) -> _Pass:
+    def _open(self, sequence: Sequence, token_ids: Ids[int]) -> SelectedPass:
         """Make room and abstracts, and find out what the pass attends to anyway."""
-        start, residency = sequence.num_tokens, self._residency
+        start, count, residency = sequence.num_tokens, len(token_ids), self._residency
         tail, offset = start // LEAF_TOKENS, start % LEAF_TOKENS
         promotion = residency.promotion
         made = promotion.make_abstracts(sequence, tail)  # before room is made: columns may be on the device
         if count == 1 and self._selector.wants_keys and made is not None:
             made.ensure_all()  # before the pass: a key made of its leaf takes a slot
         residency.prepare(sequence, start + count, reads_all=False)
-        budget = self._budget(count)
+        budget = self._budget(count, start + count)
         at_least = budget.num_columns + 1
         num_slots = PROMOTED_STEPS * at_least * sequence.directory.num_layers
         abstracts = residency.select_from(sequence, tail, num_slots, at_least)
@@ -245,8 +226,13 @@ class SelectedAttention:
         first_window = budget.first_window(start)
         in_tail = offset + 1 if count == 1 else offset  # tokens of the last column, 0 where it is whole
         fixed = self._fixed(start, first_window, with_tail=bool(in_tail))
+        choice = range(SINK_COLUMNS, max(SINK_COLUMNS, first_window))
+        num_choices = min(budget.num_choices, len(choice))
+        named = self._names(sequence, token_ids, choice, num_choices)
+        if len(named):
+            num_choices = 0 if count > 1 else min(num_choices - len(named), BESIDE_NAMED)
         writes = np.ascontiguousarray(sequence.directory.device[:, tail:])
-        return _Pass(
+        return SelectedPass(
             sequence=sequence,
             count=count,
             abstracts=abstracts,
@@ -255,16 +241,17 @@ class SelectedAttention:
             written=residency.mover.device.pool,
             writes=torch.from_numpy(writes).to(pool.device),
             offset=offset,
-            fixed=fixed,
+            fixed=torch.cat([fixed[:SINK_COLUMNS], named, fixed[SINK_COLUMNS:]]),
+            named=named,
             around=fixed[(fixed < tail) & ((fixed < SINK_COLUMNS) | (fixed >= tail - NEAR_COLUMNS))],
-            choice=range(SINK_COLUMNS, max(SINK_COLUMNS, first_window)),
-            num_choices=max(0, min(budget.num_choices, first_window - SINK_COLUMNS)),
+            choice=choice,
+            num_choices=num_choices,
             at_once=budget.num_columns,
             num_missing=-in_tail % LEAF_TOKENS,
-            turns=self._layout.turns(tail, start + count, stays=count <= FEW_TOKENS),
+            turns=self._layout.turns(start, start + count, named, stays=count <= FEW_TOKENS),
         )
 
-    def _token_pass(self, this: _Pass) -> kernels.TokenPass | None:
+    def _token_pass(self, this: SelectedPass) -> kernels.TokenPass | None:
         """The pass of one token as a whole; None where the policy has to be asked layer by layer."""
         choosing = None
         if this.num_choices:
@@ -297,7 +284,7 @@ class SelectedAttention:
 
     def _attend(
         self,
-        this: _Pass,
+        this: SelectedPass,
         full: FullAttention | None,
         weighed: range,
         layer: int,
@@ -310,8 +297,9 @@ class SelectedAttention:
         listed = this.fixed
         if this.num_choices:
             listed = self._choose(this, full, weighed, layer, q)
-            if this.count <= FEW_TOKENS:
-                self.tally.note_chosen(listed[: len(listed) - len(this.fixed)].numpy().copy(), 1)
+        if this.count <= FEW_TOKENS and (this.num_choices or len(this.named)):
+            chosen = listed[: len(listed) - len(this.fixed)]
+            self.tally.note_chosen(torch.cat([chosen, this.named]).numpy(), 1)
         slots, turned = self._placed(this, layer, listed)
         num_tokens = len(listed) * LEAF_TOKENS - this.num_missing
         self.tally.num_steps += 1
@@ -327,12 +315,12 @@ class SelectedAttention:
         return out
 
     def _choose(
-        self, this: _Pass, full: FullAttention | None, weighed: range, layer: int, q: Tensor
+        self, this: SelectedPass, full: FullAttention | None, weighed: range, layer: int, q: Tensor
     ) -> Tensor:
         """The columns one layer attends to: chosen ones, then the fixed ones."""
         every = -(-this.count // SAMPLE_QUERIES)
         sample = q[(this.count - 1) % every :: every]  # the last is what a prompt's first token follows
-        out = torch.empty(this.num_choices + len(this.fixed), dtype=torch.int32)
+        out = torch.empty(this.num_choices, dtype=torch.int32)
         step = Step(
             layer=layer,
             q=sample.cpu(),
@@ -352,10 +340,10 @@ class SelectedAttention:
         if this.count <= FEW_TOKENS and (step.ranked or layer in weighed):
             mass = step.ranked[0] if step.ranked else step.mass(step.q[-1:]) / q.shape[1]
             self._kept_mass.note(mass, out[:num_chosen].long() - this.choice.start)
-        out[num_chosen : num_chosen + len(this.fixed)] = this.fixed
-        return out[: num_chosen + len(this.fixed)]
+        chosen = out[:num_chosen]
+        return torch.cat([chosen[~torch.isin(chosen, this.named)], this.fixed])
 
-    def _full(self, this: _Pass) -> FullAttention | None:
+    def _full(self, this: SelectedPass) -> FullAttention | None:
         """For policies that look at all leaves."""
         if not (self._selector.needs_attended and this.num_choices):
             return None
@@ -369,7 +357,7 @@ class SelectedAttention:
             scale=self._scale,
         )
 
-    def _placed(self, this: _Pass, layer: int, columns: Tensor) -> tuple[Tensor, kernels.Turns | None]:
+    def _placed(self, this: SelectedPass, layer: int, columns: Tensor) -> tuple[Tensor, kernels.Turns | None]:
         """Slots of `columns`, after bringing up those that are away, and their turns; both where the pool is."""
         promoted = self._residency.promotion.promoted
         if promoted.is_partial:
@@ -387,6 +375,15 @@ class SelectedAttention:
         away = chosen[promoted.where[layer, chosen] == ABSENT]
         if len(away):
             promoted.bring(layer, away)
+
+    def _names(self, sequence: Sequence, token_ids: Ids[int], choice: range, most: int) -> Tensor:
+        """What the question that these tokens end names, at most so many of `choice`; also while it is answered."""
+        start, count = sequence.num_tokens, len(token_ids)
+        if 1 < count <= FEW_TOKENS and self._layout.is_needed(start + count):
+            with asking(self._selector):
+                found = self._selector.named(sequence.token_ids, token_ids, choice)
+                self._named = checked_names(found, choice, self._selector)[:most]
+        return self._named
 
     def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:
         """Sink and window of a pass that begins at token `start`, the unfinished column last."""

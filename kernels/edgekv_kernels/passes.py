@@ -139,8 +139,8 @@ class TokenPass:
 
     pool, written: bfloat16 [num_slots, 2, Hkv, 16, D], read from and appended to: slot writes[layer] (int32
     [num_layers, 1]) at token `offset`. where: int32 [num_layers, num_columns], slots in `pool`, negative where a
-    leaf is not in memory. fixed: int32 [n], columns attended anyway; the last lacks its last `num_missing` tokens.
-    turns: a row for every column, or None.
+    leaf is not in memory. fixed: int32 [n], columns attended anyway and so not chosen; the last lacks its last
+    `num_missing` tokens. turns: a row for every column, or None.
     reach(layer, columns): brings the missing ones of `columns` (int32) and updates `where`.
     measured: float32 [2], where a layer that ranks all columns adds the share of its attention that falls on what
     is chosen and on `around`, and 1: of the attention to all columns to choose from and `around`, by low-bit keys.
@@ -184,6 +184,9 @@ class TokenPass:
             chosen = self.choosing.of(
                 layer, q.cpu(), self.scale, row, self.turns, self.phase, self.where[layer], self.measured
             )
+            others = row[:chosen][~torch.isin(row[:chosen], self.fixed)]
+            chosen = len(others)
+            row[:chosen] = others
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
         columns = self.columns(layer)

@@ -157,7 +157,7 @@ def test_a_sliding_window_reads_the_last_tokens_and_no_other(tiny_model, has_sin
         sliding = SlidingAttention(residency, decoder.rope, window, scale, has_sink)
         for start in range(0, 4 * count, count):
             block = slice(start, start + count)
-            attend = sliding.begin(sequence, count, Arrivals())
+            attend = sliding.begin(sequence, range(count), Arrivals())
             found = [attend(layer, q[block], k[block], v[block]) for layer in range(2)][1]
             sequence.append(range(count), exactly=True)
     keys, values = k.bfloat16().float(), v.bfloat16().float()

@@ -143,6 +143,32 @@ def test_all_layers_at_once(form, worst, budget, turned, threads):
     )
 
 
+@pytest.mark.parametrize("budget", [7, 1000])
+def test_nothing_is_attended_twice(form, worst, budget):
+    """Guards columns that a question names: they lie among those to choose from, and one that is chosen as well
+    would count double.
+    """
+    budget = min(budget, COLUMNS - 4)
+    passes = [token_pass(budget=budget) for _ in range(2)]
+    plainly(form, passes[0])
+    named = passes[0].columns(1)[:3]  # best ones of a layer, so that they are chosen
+    for each in passes:
+        each.choosing.kept.zero_()
+        each.fixed = torch.cat([each.fixed[:1], named, each.fixed[1:]])
+        each.listed = torch.empty(LAYERS, budget + len(each.fixed), dtype=torch.int32)
+        each.native = None
+    wanted = plainly(form, passes[0])
+    hidden = inputs()[0]
+    pass_layers_(hidden, *inputs()[1:], passes[1])
+    for index in range(LAYERS):
+        columns = passes[1].columns(index)
+        assert torch.equal(columns, passes[0].columns(index))
+        assert len(columns.unique()) == len(columns)
+        assert torch.equal(columns[passes[1].counts[index] :], passes[1].fixed)
+    assert int(passes[1].counts[1]) == budget - 3
+    assert worst(hidden, wanted) < 1e-3
+
+
 def test_what_is_attended_anyway_is_weighed_too(form):
     """Guards that the columns around reach the choice at all: one that counts ten times changes it."""
     chosen = {}

@@ -23,8 +23,11 @@ import torch
 
 import edgekv_kernels as kernels
 from edgekv.policies.selection.selector import Selector
+from edgekv.policies.selection.words import named_columns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from edgekv.policies.selection.selector import AbstractsLike, Step
@@ -121,6 +124,14 @@ class Cascade(Selector):
                 self._lend(step, self._best(step, scanned, LENT_NODES // len(lending)))
         step.out[: len(best)] = best
         return len(best)
+
+    def named(self, token_ids: Sequence[int], asked: Sequence[int], columns: range) -> Tensor:
+        """See `Selector`. What earlier questions found is forgotten: the answer's first token scans."""
+        found = torch.from_numpy(named_columns(token_ids, asked, columns))
+        if len(found):
+            self._scanned.zero_()
+            self._kept.zero_()
+        return found
 
     def choosing(
         self, abstracts: AbstractsLike, columns: range, num_columns: int, around: Tensor

@@ -127,6 +127,19 @@ class Selector(Protocol):
         """
         return None
 
+    def named(
+        self,
+        token_ids: Sequence[int],  # noqa: ARG002 - for those that do
+        asked: Sequence[int],  # noqa: ARG002
+        columns: range,  # noqa: ARG002
+    ) -> Tensor:
+        """Methods that go by words as well: those of `columns` that a question `asked` behind `token_ids` names,
+        int32, ascending. Its pass reads them and nothing else beside sink and window, so `select` is not asked; the
+        tokens of its answer read them beside what `select` gives. Only beyond the trained window, where there is no
+        exact attention to come near to.
+        """
+        return torch.empty(0, dtype=torch.int32)
+
     def worth(self) -> Tensor | None:
         """Attention that each column has had so far, float32 `[num_columns]`, of methods that keep account: what is
         worth least leaves a tier first.

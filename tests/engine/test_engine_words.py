@@ -1,0 +1,167 @@
+"""What a question names is read beyond the trained window: by its pass in every layer, and by its answer."""
+
+import random
+from collections import defaultdict
+
+import pytest
+import torch
+from engine_fixtures import ask, engine_on
+from gguf_writer import write_tiny_gguf
+
+from edgekv.bench.inside import watch_choices
+from edgekv.config import Config
+from edgekv.engine.build import load_model
+from edgekv.engine.selected import SelectedAttention
+from edgekv.errors import PolicyError
+from edgekv.policies.selection.cascade import Cascade
+
+BUDGET, WINDOW = 256, 128
+FAR = {"attention": "auto", "budget": BUDGET, "prefill_budget": 256, "window": WINDOW}
+COMMON = range(4, 20)
+NAMES = {"first": (250, 20), "second": (251, 33)}  # a rare token and the column that holds it
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Trained on 256 tokens only."""
+    path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=3, context=256)
+    loaded = load_model(Config(threads=2), path, with_front=False)
+    yield loaded
+    loaded.front.close()
+
+
+def said(count=896):
+    """The same tokens in each column, which name nothing, and in one column each a rare one."""
+    rng = random.Random(4)
+    ids = [token for _ in range(count // 16) for token in rng.sample(COMMON, 16)]
+    for token, column in NAMES.values():
+        ids[16 * column + 5] = token
+    return ids
+
+
+def asked(*names):
+    """A message of 20 tokens, so that all of it is one pass."""
+    return [*COMMON, *COMMON[:4], *(NAMES[name][0] for name in names)][-20:]
+
+
+def read(engine, ids, monkeypatch, **options):
+    """(result, columns by the pass's number of tokens: one list for each layer)."""
+    columns, begin, placed = defaultdict(list), SelectedAttention.begin, SelectedAttention._placed
+    counts = []
+
+    def begun(self, sequence, token_ids, arrivals):
+        counts.append(len(token_ids))
+        return begin(self, sequence, token_ids, arrivals)
+
+    def found(self, this, layer, listed):
+        columns[counts[-1]].append(listed.tolist())
+        return placed(self, this, layer, listed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelectedAttention, "begin", begun)
+        patch.setattr(SelectedAttention, "_placed", found)
+        return ask(engine, ids, **options), columns
+
+
+def test_a_question_reads_what_it_names(model, monkeypatch):
+    """Guards a number that few layers looked for: each reads it, beside the sink and the latest columns only."""
+    with engine_on(model, **FAR) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        _, columns = read(engine, said() + asked("first"), monkeypatch, max_tokens=1, durable=False)
+    assert len(columns[20]) == 3, "a list for each layer"
+    for listed in columns[20]:
+        far = [column for column in listed if 0 < column < 56 - WINDOW // 16]
+        assert {20, 21} <= set(far) <= {19, 20, 21, 22}
+        assert listed[0] == 0
+        assert listed[-WINDOW // 16 + 1 :] == list(range(56 - WINDOW // 16 + 1, 56))
+        assert len(set(listed)) == len(listed) <= BUDGET // 16
+
+
+def test_its_answer_reads_it_too(model):
+    """Guards the digits: a first token that found the number was followed by ones that did not look there."""
+    seen = []
+    with engine_on(model, **FAR) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        watch_choices(engine, lambda attend, layer, _q: seen.append(attend.columns(layer).tolist()))
+        use = ask(engine, said() + asked("first"), max_tokens=24, durable=False).attention
+    assert len(seen) == 3 * 23
+    for listed in seen:
+        assert {20, 21} <= set(listed)
+        assert len(set(listed)) == len(listed) <= BUDGET // 16
+    shares = dict(use.most_read)
+    assert shares[20 * 16] == shares[21 * 16] == 1
+    assert use.mean_tokens <= BUDGET
+    assert 0 < use.mass_kept <= 1
+
+
+def test_each_question_names_its_own(model):
+    """Guards a conversation: what an earlier question named was read by the answer to the next."""
+    with engine_on(model, **FAR) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        shares = {}
+        ids = said()
+        for name in NAMES:
+            ids += asked(name)
+            result = ask(engine, ids, max_tokens=4, durable=False)
+            ids += result.token_ids
+            shares[name] = dict(result.attention.most_read)
+    for name, other in (("first", "second"), ("second", "first")):
+        assert shares[name][NAMES[name][1] * 16] == 1
+        assert shares[name].get(NAMES[other][1] * 16, 0) < 1
+
+
+def test_a_question_after_a_restart_reads_the_same(model, tmp_path, monkeypatch):
+    """Guards resume: words need no abstract of what is on disk, so the pass reads what it would have before."""
+    ids, found = said() + asked("first", "second"), {}
+    with engine_on(model, tmp_path / "warm", **FAR) as engine:
+        ask(engine, said(), max_tokens=1)
+        result, columns = read(engine, ids, monkeypatch, max_tokens=8)
+        found["warm"] = result.token_ids, columns[20]
+    with engine_on(model, tmp_path / "restarted", **FAR) as engine:
+        ask(engine, said(), max_tokens=1)
+    with engine_on(model, tmp_path / "restarted", **FAR) as engine:
+        result, columns = read(engine, ids, monkeypatch, max_tokens=8)
+        found["restarted"] = result.token_ids, columns[20]
+    assert len(found["warm"][1]) == 3
+    assert found["restarted"] == found["warm"]
+    assert all({20, 21, 33, 34} <= set(listed) for listed in found["warm"][1])
+
+
+def test_within_the_trained_window_nothing_is_named(tmp_path_factory, monkeypatch):
+    """Guards fidelity: where exact attention is the measure, a choice by words would only be farther from it."""
+    path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=3, context=2048)
+    monkeypatch.setattr(Cascade, "named", lambda *_: pytest.fail("asked within the trained window"))
+    loaded = load_model(Config(threads=2), path, with_front=False)
+    with engine_on(loaded, **(FAR | {"attention": "selected"})) as engine:
+        assert ask(engine, said() + asked("first"), max_tokens=4, durable=False).exactness == "selected"
+    loaded.front.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", [[0], [21, 20], [20, 20], [20, 9999], [-3], [[20], [21]]], ids=lambda wrong: f"{wrong}"
+)
+def test_a_method_that_names_wrongly_is_one_error(model, monkeypatch, wrong):
+    """Guards the pools: a column that is not there is memory of another conversation. What follows is served."""
+    ids = said() + asked("first")
+    with engine_on(model, **FAR) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cascade, "named", lambda *_: torch.tensor(wrong, dtype=torch.int32))
+            with pytest.raises(PolicyError, match="selection method Cascade failed") as caught:
+                ask(engine, ids, max_tokens=4, durable=False)
+        assert "\n" not in str(caught.value)
+        assert len(ask(engine, ids, max_tokens=4, durable=False).token_ids) == 4
+
+
+def test_more_than_fits_is_cut(model, monkeypatch):
+    """Guards the budget: a method that names everything reads as much as any other."""
+    monkeypatch.setattr(
+        Cascade, "named", lambda _s, _t, _a, columns: torch.arange(columns.start, columns.stop)
+    )
+    with engine_on(model, **FAR) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        _, columns = read(engine, said() + asked("first"), monkeypatch, max_tokens=6, durable=False)
+        assert (
+            ask(engine, said() + asked("second"), max_tokens=6, durable=False).attention.mean_tokens <= BUDGET
+        )
+    assert all(len(listed) <= BUDGET // 16 for listed in columns[20])
