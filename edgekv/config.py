@@ -96,7 +96,7 @@ class Config:
     )
     window: Annotated[int, msgspec.Meta(ge=64)] | None = _option(
         None,
-        "How many of the budget's tokens are the latest ones. Default: an eighth of --budget, half of it beyond "
+        "How many of the budget's tokens are the latest ones. Default: an eighth of --budget, a quarter beyond "
         "the trained window; two thirds of --prefill-budget.",
         "TOKENS",
     )

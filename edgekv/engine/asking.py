@@ -55,14 +55,18 @@ def checked(num_chosen: int, step: Step) -> int:
     return int(num_chosen)
 
 
-def checked_names(named: Tensor, columns: range, selector: Selector) -> Tensor:
-    """`named`, int32 and ascending. Raises PolicyError where they are not some of `columns`, each once."""
+def checked_names(named: Tensor, columns: range, most: int, selector: Selector) -> Tensor:
+    """`named`, int32 and ascending. Raises PolicyError where they are not some of `columns`, each once, at most
+    `most`.
+    """
     found = named.to(torch.int32)
     is_ascending = found.dim() == 1 and bool((found[1:] > found[:-1]).all())
     if not is_ascending or (
         len(found) and not columns.start <= int(found[0]) <= int(found[-1]) < columns.stop
     ):
         raise PolicyError(_told(selector, f"named {found.tolist()}, not some of {columns} in their order"))
+    if len(found) > most:
+        raise PolicyError(_told(selector, f"{len(found)} columns were named, {most} is the most"))
     return found
 
 

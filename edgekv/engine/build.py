@@ -25,6 +25,7 @@ from edgekv.models.template import ChatTemplate
 from edgekv.models.tokenizer import Tokenizer
 from edgekv.models.weights import choose_mode, load_decoder
 from edgekv.policies.placement import Placement
+from edgekv.policies.selection.cascade import Cascade
 from edgekv.policies.selection.methods import SELECTORS
 from edgekv.policies.selection.sentence import Sentence
 from edgekv.tiers.disk import DiskTier
@@ -180,6 +181,8 @@ def make_selector(name: str, front: ModelFront | IdsFront) -> Selector:
     selector = SELECTORS[name]()
     if isinstance(selector, Sentence) and isinstance(front, ModelFront):
         selector.end_ids = front.tokenizer.sentence_ends()
+    if isinstance(selector, Cascade) and isinstance(front, ModelFront):
+        selector.words = front.tokenizer.words
     return selector
 
 

@@ -1,6 +1,7 @@
 """Selected attention of one pass: sink, window and, between them, the columns that a policy chooses per layer.
 
-Beyond the model's trained window, far columns are attended at virtual positions within it. Leaves that were
+Beyond the model's trained window, far columns are attended at virtual positions within it, and columns that a
+question names are attended anyway, by its pass and by its answer's tokens. Leaves that were
 chosen and are not in the pool that is read are promoted first. Choosing takes place in host memory, also for a GPU.
 Knows slots and columns; how they are ranked is the policy's.
 """
@@ -70,7 +71,7 @@ class SelectedAttention:
         self._scale = scale
         self._owner: Sequence | None = None
         self._num_cuts = 0
-        self._named = NO_COLUMNS  # by the question that is being answered
+        self._named: Tensor | None = None  # by the question that is being answered; None: not asked yet
         self._kept_mass = KeptMass()
         mover = residency.mover
         self._first_host = mover.host.first_slot if mover.in_place else mover.device.slots.num_slots
@@ -83,7 +84,7 @@ class SelectedAttention:
         """What was attended since the last call."""
         tally, self.tally = self.tally, AttentionTally()
         self._layout.renew()  # a turn has its own, however it was come to
-        self._named = NO_COLUMNS
+        self._named = None
         self._last = None  # it would hold on to abstracts that may be dropped now
         tally.count_leaves(self._first_host)
         leaf_bytes = self._residency.mover.host.shape.leaf_bytes
@@ -146,7 +147,7 @@ class SelectedAttention:
         self._owner, self._num_cuts = sequence, sequence.num_cuts
         if count > 1 or not is_same:
             self._layout.renew()
-            self._named = NO_COLUMNS
+            self._named = None
         arrivals.wait_all()  # abstracts are made of what has landed
         if count == 1 and is_same and last is not None and self._goes_on(sequence, last):
             self._whole = last[0]
@@ -172,7 +173,7 @@ class SelectedAttention:
             return False
         promoted.go_on()
         whole.offset, whole.num_missing = offset, LEAF_TOKENS - 1 - offset
-        whole.turns = self._layout.turns(start, start + 1, self._named)
+        whole.turns = self._layout.turns(start, start + 1, NO_COLUMNS if self._named is None else self._named)
         whole.phase = start
         return True
 
@@ -199,8 +200,9 @@ class SelectedAttention:
             if weighs:
                 slots = np.take_along_axis(whole.where.numpy(), np.where(attended, listed, 0), axis=1)
                 if whole.choosing is not None:
-                    named = np.tile(self._named.numpy(), num_layers)
-                    tally.note_chosen(np.concatenate([listed[place < counts], named]), num_layers)
+                    named = NO_COLUMNS if self._named is None else self._named
+                    chosen_all = [listed[place < counts], np.tile(named.numpy(), num_layers)]
+                    tally.note_chosen(np.concatenate(chosen_all), num_layers)
                 found = slots[attended]  # one that gave way since counts as the host's
                 on_device = (found != ABSENT) & (found < self._first_host)
                 tally.device_share = float(on_device.sum() / num_leaves)
@@ -339,7 +341,8 @@ class SelectedAttention:
             num_chosen = checked(self._selector.select(step), step)
         if this.count <= FEW_TOKENS and (step.ranked or layer in weighed):
             mass = step.ranked[0] if step.ranked else step.mass(step.q[-1:]) / q.shape[1]
-            self._kept_mass.note(mass, out[:num_chosen].long() - this.choice.start)
+            kept = torch.cat([out[:num_chosen], this.named]).unique()
+            self._kept_mass.note(mass, kept.long() - this.choice.start)
         chosen = out[:num_chosen]
         return torch.cat([chosen[~torch.isin(chosen, this.named)], this.fixed])
 
@@ -377,12 +380,15 @@ class SelectedAttention:
             promoted.bring(layer, away)
 
     def _names(self, sequence: Sequence, token_ids: Ids[int], choice: range, most: int) -> Tensor:
-        """What the question that these tokens end names, at most so many of `choice`; also while it is answered."""
-        start, count = sequence.num_tokens, len(token_ids)
-        if 1 < count <= FEW_TOKENS and self._layout.is_needed(start + count):
-            with asking(self._selector):
-                found = self._selector.named(sequence.token_ids, token_ids, choice)
-                self._named = checked_names(found, choice, self._selector)[:most]
+        """Which of `choice` the question that these tokens end names, half of so many at most; also while it is
+        answered. None where as many as there are can be read.
+        """
+        if self._named is None:
+            self._named, start, count = NO_COLUMNS, sequence.num_tokens, len(token_ids)
+            if count <= FEW_TOKENS and self._layout.is_needed(start + count) and len(choice) > most:
+                with asking(self._selector):
+                    found = self._selector.named(sequence.token_ids, token_ids, choice, most // 2)
+                    self._named = checked_names(found, choice, most // 2, self._selector)
         return self._named
 
     def _fixed(self, start: int, first_window: int, *, with_tail: bool) -> Tensor:

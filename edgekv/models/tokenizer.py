@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Piece = tuple[str, bool]
 """A run of text, and whether control tokens in it are meant (template) or mere letters (a person's text)."""
 
+MOST_ROLE_TOKENS = 4
+
 
 class Tokenizer:
     """The vocabulary of one model. All methods may be called from any thread.
@@ -92,6 +94,23 @@ class Tokenizer:
         """Every token whose text ends a sentence or a line."""
         ends = (b".", b"!", b"?", b"\n", "。".encode())
         return frozenset(i for i in range(self.num_tokens) if self.piece(i).rstrip(b" \"')").endswith(ends))
+
+    def words(self, ids: Sequence[int]) -> set[int]:
+        """Those of `ids` that say something: letters or digits, or part of a character. Not a role, which stands
+        between a control token and a line's end.
+        """
+        found: set[int] = set()
+        role = -1
+        for at, token in enumerate(ids):
+            if token in self.control_ids:
+                role = at
+            text = self.piece(token).decode("utf-8", errors="replace")
+            if "\n" in text and 0 <= role >= at - MOST_ROLE_TOKENS - 1:
+                found.difference_update(set(ids[role:at]) - set(ids[:role]))
+                role = -1
+            if any(letter.isalnum() or letter == "\ufffd" for letter in text):
+                found.add(token)
+        return found
 
     def close(self) -> None:
         """Free the native memory."""

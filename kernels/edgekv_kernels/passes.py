@@ -75,12 +75,19 @@ class Choosing:
         phase: int,
         where: torch.Tensor,
         measured: torch.Tensor,
+        fixed: torch.Tensor,
     ) -> int:
-        """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many."""
+        """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many.
+
+        Columns that are `fixed`, attended anyway, are not chosen; what falls on them counts as kept.
+        """
         count = self.last - self.first
+        named = fixed[(fixed >= self.first) & (fixed < self.last)]
         if count <= self.budget:
-            out[:count] = torch.arange(self.first, self.last, dtype=torch.int32)
-            return count
+            columns = torch.arange(self.first, self.last, dtype=torch.int32)
+            columns = columns[~torch.isin(columns, named)]
+            out[: len(columns)] = columns
+            return len(columns)
         scanned, kept = self.scanned[layer], self.kept[layer]
         searches = bool(kept[0] == 0 or (layer + phase) % self.period == 0)
         share = layer * self.scan_period // len(self.kept)
@@ -98,9 +105,11 @@ class Choosing:
         if scans:
             _note(scanned, _best_of(mass, columns, self.max_candidates), self.last)
         weighed = torch.where(where.index_select(0, columns) < 0, mass * self.away, mass)
+        weighed[torch.isin(columns, named)] = -1.0
         best = _best_of(weighed, columns, self.budget)
+        best = best[~torch.isin(best, named)]
         if ranks_all:
-            lost = mass.sum() - mass[best - self.first].sum()
+            lost = mass.sum() - mass[torch.cat((best, named)) - self.first].sum()
             measured += torch.stack([1 - lost / q.shape[1], torch.ones(())])
         if searches:
             most = _best_of(mass, columns, len(kept) - 3 - self.budget)
@@ -118,8 +127,8 @@ class Choosing:
 
     def _listed(self, row: torch.Tensor) -> torch.Tensor:
         """What a row names, and the columns that came since."""
-        since = torch.arange(int(row[1]), self.last, dtype=torch.int32)
-        return torch.cat((row[2 : 2 + int(row[0])], since))
+        listed, end = row[2 : 2 + int(row[0])], min(int(row[1]), self.last)
+        return torch.cat((listed[listed < self.last], torch.arange(end, self.last, dtype=torch.int32)))
 
 
 def _note(row: torch.Tensor, columns: torch.Tensor, end: int) -> None:
@@ -182,11 +191,16 @@ class TokenPass:
         chosen = 0
         if self.choosing is not None:
             chosen = self.choosing.of(
-                layer, q.cpu(), self.scale, row, self.turns, self.phase, self.where[layer], self.measured
+                layer,
+                q.cpu(),
+                self.scale,
+                row,
+                self.turns,
+                self.phase,
+                self.where[layer],
+                self.measured,
+                self.fixed,
             )
-            others = row[:chosen][~torch.isin(row[:chosen], self.fixed)]
-            chosen = len(others)
-            row[:chosen] = others
         self.counts[layer] = chosen
         row[chosen : chosen + len(self.fixed)] = self.fixed
         columns = self.columns(layer)

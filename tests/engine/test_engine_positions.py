@@ -90,11 +90,11 @@ def test_a_turn_sees_one_layout():
     assert torch.equal(again.rows, first.rows)
 
 
-def test_what_a_question_names_seems_to_be_said_right_before_it():
+def test_what_a_question_names_seems_to_be_said_shortly_before_it():
     """Guards a number that was read and not understood: with all others, 1,536 tokens away and more, it was lost.
     Near columns keep their distance, as kv-path promises.
     """
     named = torch.tensor([7, 8, 1500, 3900], dtype=torch.int32)
     turns = VirtualLayout(ROPE, 8192).turns(65_543, 65_563, named)
     virtual = named * 16 - turns.rows[turns.of, 0].long()[named.long()]
-    assert virtual.tolist() == [65_536 - 48, 65_536 - 32, 65_536 - 16, 3900 * 16]
+    assert virtual.tolist() == [65_536 - 512 - 48, 65_536 - 512 - 32, 65_536 - 512 - 16, 3900 * 16]

@@ -8,14 +8,15 @@ import torch
 from engine_fixtures import ask, engine_on
 from gguf_writer import write_tiny_gguf
 
+import edgekv_kernels
 from edgekv.bench.inside import watch_choices
 from edgekv.config import Config
 from edgekv.engine.build import load_model
-from edgekv.engine.selected import SelectedAttention
+from edgekv.engine.selected import BESIDE_NAMED, SelectedAttention
 from edgekv.errors import PolicyError
 from edgekv.policies.selection.cascade import Cascade
 
-BUDGET, WINDOW = 256, 128
+BUDGET, WINDOW = 512, 128
 FAR = {"attention": "auto", "budget": BUDGET, "prefill_budget": 256, "window": WINDOW}
 COMMON = range(4, 20)
 NAMES = {"first": (250, 20), "second": (251, 33)}  # a rare token and the column that holds it
@@ -138,7 +139,9 @@ def test_within_the_trained_window_nothing_is_named(tmp_path_factory, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "wrong", [[0], [21, 20], [20, 20], [20, 9999], [-3], [[20], [21]]], ids=lambda wrong: f"{wrong}"
+    "wrong",
+    [[0], [21, 20], [20, 20], [20, 9999], [-3], [[20], [21]], list(range(1, 20))],
+    ids=lambda wrong: f"{wrong}",
 )
 def test_a_method_that_names_wrongly_is_one_error(model, monkeypatch, wrong):
     """Guards the pools: a column that is not there is memory of another conversation. What follows is served."""
@@ -153,15 +156,62 @@ def test_a_method_that_names_wrongly_is_one_error(model, monkeypatch, wrong):
         assert len(ask(engine, ids, max_tokens=4, durable=False).token_ids) == 4
 
 
-def test_more_than_fits_is_cut(model, monkeypatch):
-    """Guards the budget: a method that names everything reads as much as any other."""
-    monkeypatch.setattr(
-        Cascade, "named", lambda _s, _t, _a, columns: torch.arange(columns.start, columns.stop)
-    )
+def test_where_everything_fits_nothing_is_named(model, monkeypatch):
+    """Guards a budget larger than the conversation: naming dropped two thirds of what could have been read."""
+    monkeypatch.setattr(Cascade, "named", lambda *_: pytest.fail("asked although all fits"))
+    with engine_on(model, **(FAR | {"budget": 2048, "prefill_budget": 2048})) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        use = ask(engine, said() + asked("first"), max_tokens=6, durable=False).attention
+    assert use.mean_tokens > 896
+
+
+def test_the_same_question_asked_again_names_the_same(model):
+    """Guards an answer made again: where the prompt is a token longer than its columns, only that is run."""
+    ids = (said() + asked("first") + [*COMMON, 4])[: 896 + 33]
     with engine_on(model, **FAR) as engine:
         ask(engine, said(), max_tokens=1, durable=False)
-        _, columns = read(engine, said() + asked("first"), monkeypatch, max_tokens=6, durable=False)
-        assert (
-            ask(engine, said() + asked("second"), max_tokens=6, durable=False).attention.mean_tokens <= BUDGET
-        )
-    assert all(len(listed) <= BUDGET // 16 for listed in columns[20])
+        first = ask(engine, ids, max_tokens=4, durable=False)
+        again = ask(engine, ids, max_tokens=4, durable=False)
+    assert again.usage.reused_tokens == len(ids) - 1
+    for result in (first, again):
+        assert dict(result.attention.most_read)[20 * 16] == 1
+
+
+def test_the_latest_are_a_quarter_of_the_budget_there(model, monkeypatch):
+    """Guards the default: an eighth within the trained window, a quarter beyond; an option counts for both."""
+    options = FAR | {"window": None, "budget": 512}
+    for given, wanted in ((None, 8), (320, 20)):
+        with engine_on(model, **(options | {"window": given})) as engine:
+            ask(engine, said(), max_tokens=1, durable=False)
+            assert engine._runner.selected.window_columns(200) == (4 if given is None else 20)
+            _, columns = read(engine, said() + asked("first"), monkeypatch, max_tokens=1, durable=False)
+            assert engine._runner.columns_to_restore(900) == wanted
+        assert all(listed[-wanted + 1 :] == list(range(57 - wanted, 56)) for listed in columns[20])
+        assert all(57 - wanted - 1 not in listed for listed in columns[20])
+
+
+def test_few_others_are_read_beside(model):
+    """Guards the digits once more: what attention chooses far away counts against what was named."""
+    seen = []
+    with engine_on(model, **(FAR | {"budget": 512, "window": 64})) as engine:
+        ask(engine, said(), max_tokens=1, durable=False)
+        watch_choices(engine, lambda attend, layer, _q: seen.append(int(attend.counts[layer])))
+        ask(engine, said() + asked("first"), max_tokens=8, durable=False)
+    assert set(seen) == {BESIDE_NAMED}
+
+
+@pytest.mark.parametrize("form", ["auto", "reference"])
+def test_an_answer_across_the_trained_window(tmp_path_factory, form):
+    """Guards the table of what a layer keeps: the window grows there, so the columns to choose from end earlier
+    than when they were listed; the plain form raised.
+    """
+    path = write_tiny_gguf(tmp_path_factory.mktemp("m") / "m.gguf", num_layers=3, context=1024)
+    loaded = load_model(Config(threads=2), path, with_front=False)
+    options = FAR | {"attention": "selected", "window": None}
+    with edgekv_kernels.forced(form), engine_on(loaded, **options) as engine:
+        engine._runner.selected._selector = Cascade(max_candidates=24, kept=24)
+        for count in (1004, 1007):
+            result = ask(engine, said(count + 16)[:count], max_tokens=48, durable=False)
+            assert len(result.token_ids) == 48
+            assert result.attention.mean_tokens <= BUDGET
+    loaded.front.close()

@@ -154,6 +154,7 @@ def test_nothing_is_attended_twice(form, worst, budget):
     named = passes[0].columns(1)[:3]  # best ones of a layer, so that they are chosen
     for each in passes:
         each.choosing.kept.zero_()
+        each.measured.zero_()
         each.fixed = torch.cat([each.fixed[:1], named, each.fixed[1:]])
         each.listed = torch.empty(LAYERS, budget + len(each.fixed), dtype=torch.int32)
         each.native = None
@@ -165,7 +166,8 @@ def test_nothing_is_attended_twice(form, worst, budget):
         assert torch.equal(columns, passes[0].columns(index))
         assert len(columns.unique()) == len(columns)
         assert torch.equal(columns[passes[1].counts[index] :], passes[1].fixed)
-    assert int(passes[1].counts[1]) == budget - 3
+    assert passes[1].counts.tolist() == [min(budget, COLUMNS - 4 - 3)] * LAYERS, "others take their places"
+    assert passes[1].measured.tolist() == pytest.approx(passes[0].measured.tolist(), abs=1e-3)
     assert worst(hidden, wanted) < 1e-3
 
 

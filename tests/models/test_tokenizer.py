@@ -230,3 +230,29 @@ def test_missing_library_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(ModelLoadError, match=r"install a C/C\+\+ compiler, then `pip install") as caught:
         load(write_tiny_gguf(tmp_path / "tiny.gguf"))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_a_word(smollm2):
+    """Guards what a question names: a template's tokens, roles and marks would name the gaps between messages."""
+
+    def words(text):
+        ids = smollm2.encode(text, special=True)
+        found = smollm2.words(ids)
+        return [smollm2.piece(i, special=True).decode(errors="replace") for i in ids if i in found]
+
+    question = (
+        "<|im_end|>\n<|im_start|>user\nWhere did Clara move, in 2019?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert words(question) == ["Where", " did", " Clara", " move", " in", "2", "0", "1", "9"]
+    assert words("The user is an assistant.\n") == ["The", " user", " is", " an", " assistant"]
+    assert words("user\n") == ["user"], "no control token before it: it is said"
+    assert words("<|im_start|>who goes there at this hour\n") == [
+        "who",
+        " goes",
+        " there",
+        " at",
+        " this",
+        " hour",
+    ]
+    assert len(words("\u6f22\u5b57")) > 1, "parts of characters"
+    assert words(" .,;\n\n") == []

@@ -1,13 +1,15 @@
 """The default: low-bit keys rank what a scan of all of them left (kv-path: selection).
 
-A scan ranks every column. It takes place where the last tokens of a prompt are read, then for each layer once in
+A scan ranks every column. It takes place where the last tokens of a prompt are read (of one that names something
+beyond the trained window: at its answer's first token), then for each layer once in
 `SCAN_EVERY` tokens. In between only its best are searched, and between two searches only the best of these; where a
 search takes in all columns there are, each token makes one. Nodes
 of 8 leaves were the first sieve once: at 16,000 tokens they put a passkey that the keys rank among the first 50
 into the worse half; at 32,000 a search by them chose 0.87 of the mass that is best, one of a scan's best 0.89. They
 still serve the blocks of a long prompt, which scans would make quadratic, and a question to a conversation whose
 keys are on disk. There a few layers scan all the same and lend the others the nodes of their best columns: what one
-layer finds sharp is what others look for (docs/selection.md).
+layer finds sharp is what others look for (docs/selection.md). Beyond the trained window a question goes by words
+first.
 
 Sink and window take part in each head's softmax: without them heads that look nowhere else counted as much as those
 that look far, and a needle was lost. Every token is ranked for: every second one only halved the time and lost a
@@ -26,7 +28,7 @@ from edgekv.policies.selection.selector import Selector
 from edgekv.policies.selection.words import named_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -97,6 +99,7 @@ class Cascade(Selector):
     search_every: int = SEARCH_EVERY
     scan_every: int = SCAN_EVERY
     kept: int = KEPT
+    words: Callable[[Sequence[int]], set[int]] = set
     # A layer's last choice by nodes: candidates again.
     _winners: dict[int, Tensor] = field(default_factory=dict)
     _lent: Tensor = field(default_factory=_no_columns)  # of the pass at hand
@@ -125,9 +128,11 @@ class Cascade(Selector):
         step.out[: len(best)] = best
         return len(best)
 
-    def named(self, token_ids: Sequence[int], asked: Sequence[int], columns: range) -> Tensor:
+    def named(
+        self, token_ids: Sequence[int], asked: Sequence[int], columns: range, num_columns: int
+    ) -> Tensor:
         """See `Selector`. What earlier questions found is forgotten: the answer's first token scans."""
-        found = torch.from_numpy(named_columns(token_ids, asked, columns))
+        found = torch.from_numpy(named_columns(token_ids, asked, columns, num_columns, self.words))
         if len(found):
             self._scanned.zero_()
             self._kept.zero_()

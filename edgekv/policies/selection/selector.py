@@ -132,11 +132,12 @@ class Selector(Protocol):
         token_ids: Sequence[int],  # noqa: ARG002 - for those that do
         asked: Sequence[int],  # noqa: ARG002
         columns: range,  # noqa: ARG002
+        num_columns: int,  # noqa: ARG002
     ) -> Tensor:
-        """Methods that go by words as well: those of `columns` that a question `asked` behind `token_ids` names,
-        int32, ascending. Its pass reads them and nothing else beside sink and window, so `select` is not asked; the
-        tokens of its answer read them beside what `select` gives. Only beyond the trained window, where there is no
-        exact attention to come near to.
+        """Methods that go by words as well: at most `num_columns` of `columns` that a question `asked` behind
+        `token_ids` names, int32, ascending. Its pass reads them and nothing else beside sink and window, so
+        `select` is not asked; the tokens of its answer read them beside what `select` gives. Only beyond the
+        trained window, where there is no exact attention to come near to, and where not everything can be read.
         """
         return torch.empty(0, dtype=torch.int32)
 

@@ -19,29 +19,39 @@ import numpy as np
 from edgekv.cache.leaf import LEAF_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-ASKED_TOKENS = 64  # what was said right before a short question is asked with it,
+ASKED_TOKENS = 128  # what was said right before a short question is asked with it,
 BEFORE = 0.125  # at an eighth of the weight: words of the question itself decide where it has any
 MOST = 8  # columns, and as many that follow them
 NEAR_BEST = 0.5  # of the best one's sum: less is chance
 
 
-def named_columns(token_ids: Sequence[int], asked: Sequence[int], columns: range) -> NDArray[np.int32]:
-    """Those of `columns` that hold what `asked` is about, ascending; none where they share no word.
+def named_columns(
+    token_ids: Sequence[int],
+    asked: Sequence[int],
+    columns: range,
+    most: int,
+    words_of: Callable[[Sequence[int]], set[int]] = set,
+) -> NDArray[np.int32]:
+    """At most `most` of `columns` that hold what `asked` is about, ascending; none if they share no word.
 
-    token_ids: of everything before `asked`, 16 to a column. A word in every second column or more names nothing.
+    token_ids: of everything before `asked`, 16 to a column. A word in every second column or more names nothing,
+    nor does what is no word: between two long messages a template's tokens were rarer than any name.
     """
     num_columns = len(columns)
-    if num_columns == 0 or len(asked) == 0:
+    if num_columns == 0 or len(asked) == 0 or most == 0:
         return np.empty(0, np.int32)
     said = np.asarray(token_ids[columns.start * LEAF_TOKENS : columns.stop * LEAF_TOKENS], np.int64)
     assert len(said) == num_columns * LEAF_TOKENS, "whole columns"
     before = token_ids[len(token_ids) - max(0, ASKED_TOKENS - len(asked)) :]
-    words = np.unique(np.asarray([*before, *asked], np.int64))
-    weights = np.where(np.isin(words, np.asarray(asked, np.int64)), 1.0, BEFORE)
+    of_question = words_of(asked)
+    words = np.asarray(sorted(of_question | words_of(before)), np.int64)
+    if len(words) == 0:
+        return np.empty(0, np.int32)
+    weights = np.asarray([1.0 if word in of_question else BEFORE for word in words.tolist()])
 
     word = np.minimum(np.searchsorted(words, said), len(words) - 1)
     at = np.flatnonzero(words[word] == said)
@@ -57,5 +67,8 @@ def named_columns(token_ids: Sequence[int], asked: Sequence[int], columns: range
     smooth = sums + (around[:-2] + around[2:]) / 2
     best = np.argsort(-smooth, kind="stable")[:MOST]
     best = best[(smooth[best] > 0) & (smooth[best] >= NEAR_BEST * smooth[best[0]])]
-    named = np.unique(np.concatenate((best, best + 1)))
-    return (named[named < num_columns] + columns.start).astype(np.int32)
+    pairs = np.stack((best, best + 1), axis=1).flatten()
+    pairs = pairs[pairs < num_columns]
+    _, first = np.unique(pairs, return_index=True)
+    named = pairs[np.sort(first)][:most]  # the best ones, where there is little room
+    return (np.sort(named) + columns.start).astype(np.int32)

@@ -366,7 +366,8 @@ KERNEL(pass_layers) {
                              .interleaved = p.interleaved};
         c->keys = POINTER(6), c->keys_stride = INTEGER(7);
         c->want = (choice){.budget = INTEGER(8), .max_candidates = INTEGER(9), .around = POINTER(10),
-                           .num_around = INTEGER(11), .keep = INTEGER(16), .away = REAL(19), .measured = measured};
+                           .num_around = INTEGER(11), .keep = INTEGER(16), .away = REAL(19), .fixed = p.fixed,
+                           .num_fixed = p.num_fixed, .measured = measured};
         c->scanned = POINTER(12), c->scanned_stride = INTEGER(13), c->kept = POINTER(14), c->kept_stride = INTEGER(15);
         c->scan_period = INTEGER(17), c->period = INTEGER(18);
     }

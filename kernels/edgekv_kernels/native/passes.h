@@ -95,20 +95,6 @@ static int what_to_rank(const token_pass *p, long layer, const choice *want) {
     return searches ? SEARCH : AGAIN;
 }
 
-/* What is attended anyway must not be attended twice; how many of the chosen are left. */
-static long drop_fixed(const token_pass *p, int32_t *row, long count) {
-    long first = p->choice.job.first, last = first + p->choice.job.count;
-    for (long i = 0; i < p->num_fixed; i++) {
-        int32_t column = p->fixed[i];
-        if (column < first || column >= last) continue; /* sink and window are no candidates */
-        long kept = 0;
-        for (long j = 0; j < count; j++)
-            if (row[j] != column) row[kept++] = row[j];
-        count = kept;
-    }
-    return count;
-}
-
 /* Chosen columns, then the fixed ones, to the layer's row; how many, -1 without memory. */
 static long list_columns(token_pass *p, long layer, const float *q) {
     int32_t *row = p->listed + layer * p->listed_stride;
@@ -129,10 +115,10 @@ static long list_columns(token_pass *p, long layer, const float *q) {
             count = select_best(&by, &job, &want);
             if (count < 0) return -1;
         } else {
-            for (; count < job.count; count++) row[count] = (int32_t)(job.first + count);
+            for (int32_t c = (int32_t)job.first; c < job.first + job.count; c++)
+                if (candidate_of(p->fixed, p->num_fixed, 0, c) < 0) row[count++] = c;
         }
     }
-    if (p->chooses) count = drop_fixed(p, row, count);
     p->counts[layer] = (int32_t)count;
     memcpy(row + count, p->fixed, (size_t)p->num_fixed * sizeof *row);
     return count + p->num_fixed;

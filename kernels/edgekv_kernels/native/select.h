@@ -79,6 +79,8 @@ typedef struct {
     long keep;        /* so many of the best; those behind the sink and a chosen one come along */
     const int32_t *where; /* NULL, or a slot per column, negative where it is away: its mass counts `away` times */
     float away;
+    const int32_t *fixed; /* columns that are attended anyway: those of the range are not chosen, and count as kept */
+    long num_fixed;
     float *measured; /* NULL, or where a ranking of all adds the share of attention on what is attended, and 1 */
 } choice;
 
@@ -154,6 +156,18 @@ static void mark_best(const score_job *job, const float *mass, long candidates, 
     for (long i = 0; i < best; i++) marks[job->columns ? job->columns[found[i]] - first : found[i]] = 1;
 }
 
+/* Which candidate a column is, -1: none. `columns` are ascending; NULL: the whole range. */
+static long candidate_of(const int32_t *columns, long candidates, long first, int32_t column) {
+    if (!columns) return column >= first && column < first + candidates ? column - first : -1;
+    long low = 0, high = candidates;
+    while (low < high) {
+        long middle = low + (high - low) / 2;
+        if (columns[middle] < column) low = middle + 1;
+        else high = middle;
+    }
+    return low < candidates && columns[low] == column ? low : -1;
+}
+
 /* How many columns were written; -1 when scratch memory is missing. job->out and job->columns are not used. */
 static long select_best(const scorer *by, score_job *job, const choice *want) {
     long n = job->count, first = job->first;
@@ -184,14 +198,24 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     int measures = want->measured && want->what == SCAN;
     double lost = 0;
     for (long i = 0; measures && i < candidates; i++) lost += mass[i];
+    for (long i = 0; i < want->num_fixed; i++) {
+        long at = candidate_of(job->columns, candidates, first, want->fixed[i]);
+        if (at < 0) continue;
+        if (measures) lost -= mass[at];
+        mass[at] = -1;
+    }
     for (long i = 0; want->where && i < candidates; i++)
-        if (want->where[job->columns ? columns[i] : first + i] < 0) mass[i] *= want->away;
-    count = best_of(mass, candidates, want->budget, scratch, found);
-    for (long i = 0; i < count; i++) {
-        want->out[i] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
-        if (want->mass) want->mass[i] = mass[found[i]];
-        int scaled = want->where && want->away > 0 && want->where[want->out[i]] < 0;
-        lost -= scaled ? mass[found[i]] / want->away : mass[found[i]];
+        if (mass[i] > 0 && want->where[job->columns ? columns[i] : first + i] < 0) mass[i] *= want->away;
+    long best = best_of(mass, candidates, want->budget, scratch, found);
+    count = 0;
+    for (long i = 0; i < best; i++) {
+        float one = mass[found[i]];
+        if (one < 0) continue; /* one of the fixed, where there are few others */
+        want->out[count] = job->columns ? columns[found[i]] : (int32_t)(first + found[i]);
+        if (want->mass) want->mass[count] = one;
+        int scaled = want->where && want->away > 0 && want->where[want->out[count]] < 0;
+        lost -= scaled ? one / want->away : one;
+        count++;
     }
     if (measures) {
         want->measured[0] += 1 - (float)(lost / (double)(job->queries * job->heads));
