@@ -2,6 +2,8 @@
 
 One sequence grows from context to context; after each timed run it is cut back and ends otherwise. Everything lies
 in the device pool, unless `--device-budget` is given: then the limits hold, and what they do not take lies on disk.
+At each context the memory is measured before each timed run, for the floor: on a shared machine it moves by half
+within minutes.
 How much of the speed at a short context is left at a longer one is told by runs in turn with a second engine that
 holds the short one: machines change their speed within minutes.
 """
@@ -18,10 +20,11 @@ from edgekv.bench.alternate import alternate
 from edgekv.bench.filling import COMPUTED, SEQUENCES, Filling
 from edgekv.bench.floor import decode_floor
 from edgekv.bench.inside import tier_bytes
+from edgekv.bench.machine import memory_read_rate
 from edgekv.bench.setting import generate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from edgekv.bench.peer import LlamaCpp
     from edgekv.bench.report import Labels, Row
@@ -92,6 +95,22 @@ class _Peer:
         return (NUM_TOKENS - 1) / (time.perf_counter() - start)
 
 
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """How fast memory could be read right before each run, bytes per second."""
+
+    rates: list[float] = field(default_factory=list)
+
+    def before(self, run: Callable[[], float]) -> Callable[[], float]:
+        """`run`, measured before."""
+
+        def measured() -> float:
+            self.rates.append(memory_read_rate())
+            return run()
+
+        return measured
+
+
 def measure(
     setting: Setting,
     contexts: Sequence[int],
@@ -124,9 +143,11 @@ def measure(
                 theirs = _Peer(peer, filling, context)
                 theirs()
             ours()
-            figures = alternate(runs, ours, theirs)
+            memory = _Memory()
+            figures = alternate(runs, memory.before(ours), theirs)
             labels = setting.labels(context, text.name)
-            rows += _rows(setting, labels, context, figures, ours.uses[1:], machine)
+            rows += _rows(setting, labels, context, figures, ours.uses[1:], machine, memory.rates)
+            rows.append(labels.measured("memory_read", "bytes/s", memory.rates, better="higher"))
             if is_limited:
                 rows += _tier_rows(labels, engine)
             if context > base:
@@ -147,6 +168,7 @@ def _rows(
     figures: tuple[list[float], list[float]],
     uses: Sequence[AttentionUse],
     machine: Mapping[str, object],
+    memory: Sequence[float],
 ) -> list[Row]:
     row = labels.measured("decode_tokens_per_s", "tok/s", *figures, better="higher")
     rows, attended, promoted = [row], context + NUM_TOKENS / 2, 0.0
@@ -155,9 +177,11 @@ def _rows(
         promoted = mean(use.promoted_bytes for use in uses) / NUM_TOKENS
         rows.append(labels.row("attended_tokens", "tokens, mean", ours=attended))
         rows.append(labels.row("promoted_bytes_per_token", "bytes from disk", ours=promoted))
-    floor_s = decode_floor(setting, machine, context, attended, promoted)
-    assert row.ours is not None
-    rows.append(labels.row("eta_decode", "floor/measured", ours=floor_s * row.ours))
+    shares = []
+    for rate, speed in zip(memory, figures[0], strict=True):
+        now = {**machine, "memory_read_gb_per_s": rate / 1e9}
+        shares.append(decode_floor(setting, now, context, attended, promoted) * speed)
+    rows.append(labels.measured("eta_decode", "floor/measured", shares, better="higher"))
     return rows
 
 

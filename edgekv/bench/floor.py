@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import edgekv_kernels as kernels
 from edgekv.cache.leaf import LEAF_TOKENS, num_columns
 from edgekv.models.linear import Linear, weight_bytes
-from edgekv.policies.selection.cascade import KEPT, MAX_CANDIDATES, scan_period, search_period
+from edgekv.policies.selection.cascade import (
+    CANDIDATES_BESIDE,
+    KEPT,
+    KEPT_BESIDE,
+    MAX_CANDIDATES,
+    scan_period,
+    search_period,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,8 +67,10 @@ def index_bytes_read(setting: Setting, context: int) -> int:
         case "window":
             layer = 0
         case "cascade":
-            every = search_period(columns)
-            ranked = min(columns, MAX_CANDIDATES) / every + min(columns, KEPT) * (1 - 1 / every)
+            candidates, kept, every = MAX_CANDIDATES, KEPT, search_period(columns)
+            if columns > MAX_CANDIDATES and context > setting.model.decoder.config.context_length:
+                candidates, kept = CANDIDATES_BESIDE, KEPT_BESIDE  # as if words were named: never too many
+            ranked = min(columns, candidates) / every + min(columns, kept) * (1 - 1 / every)
             ranked += columns / scan_period(columns) if columns > MAX_CANDIDATES else 0
             layer = int(ranked * keys)
         case "leoam":

@@ -47,7 +47,7 @@ SAMPLE_TIERS = 15  # decode passes between two whose leaves are counted by tier:
 PERIOD_AWAY = 8  # tokens between two searches where leaves are away: most searches find one to be read
 SCAN_AWAY = 256  # tokens between two scans of a layer there
 AWAY_WEIGHT = 0.1  # of a leaf's mass, beside leaves that are in memory: a read has to be worth it
-BESIDE_NAMED = 8  # columns that an answer's tokens choose beside what the question names
+BESIDE_NAMED = 16  # columns that an answer's tokens choose beside what the question names
 NO_COLUMNS = torch.empty(0, dtype=torch.int32)
 NEAR_COLUMNS = 8  # of the window, weighed with those to choose from: 4 told as much as all
 

@@ -83,6 +83,11 @@ class Abstracts:
         """Low-bit keys uint8 `[num_layers, num_columns, key_bytes]`, rows of a layer contiguous."""
         return self._keys[:, : self.num_columns]
 
+    @property
+    def all_nodes(self) -> torch.Tensor:
+        """Nodes uint8 `[num_layers, num_columns // 8, node_bytes]`, rows of a layer contiguous."""
+        return self._nodes[:, : self.num_columns // NODE_COLUMNS]
+
     def reserve(self, num_columns: int) -> bool:
         """Take room for `num_columns` more columns in the ledger; False when the host has none."""
         total = self.num_columns + num_columns

@@ -16,6 +16,7 @@ from edgekv_kernels.abstracts import (
     pack_nodes,
 )
 from edgekv_kernels.attention import attend_block, attend_leaves
+from edgekv_kernels.choosing import Choosing
 from edgekv_kernels.dispatch import describe, forced, use
 from edgekv_kernels.gating import swiglu
 from edgekv_kernels.halves import LayerWeights, Matrix, after_attend_, before_attend
@@ -24,7 +25,7 @@ from edgekv_kernels.matmul import matmul4, matmul8, matmul16
 from edgekv_kernels.merging import merge, merge_
 from edgekv_kernels.norm import rms_norm
 from edgekv_kernels.packed import Packed4, Packed8, take_rows4, take_rows8
-from edgekv_kernels.passes import Choosing, TokenPass, pass_layers_
+from edgekv_kernels.passes import TokenPass, pass_layers_
 from edgekv_kernels.rope import rope_
 from edgekv_kernels.scoring import leaf_logsumexp, leaf_scores
 from edgekv_kernels.selection import (

@@ -19,127 +19,19 @@ import torch
 from edgekv_kernels import dispatch
 from edgekv_kernels.abstracts import MAX_DIM
 from edgekv_kernels.attention import attend_leaves
+from edgekv_kernels.choosing import native_choice
 from edgekv_kernels.halves import after_attend_, before_attend
 from edgekv_kernels.kv import LEAF_TOKENS, append_kv
-from edgekv_kernels.selection import score_among
 from edgekv_kernels.turns import NOT_TURNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from edgekv_kernels.choosing import Choosing
     from edgekv_kernels.halves import LayerWeights
     from edgekv_kernels.turns import Turns
 
 MAX_LAYERS = 1024  # of the native form
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choosing:
-    """Which `budget` columns of [first, last) are attended beside the fixed ones: those of most estimated mass.
-
-    keys: uint8 [num_layers, num_columns, Hkv * (6 D + 8)], rows contiguous within a layer. around: int32 [n], as
-    `select_leaves` takes them.
-
-    Where there are more columns than a row of `scanned` has room for, a layer ranks all of them only in one of
-    `scan_period` passes (layers take turns): the best n go to its row, int32 [num_layers, n + 2]: how many, the
-    range's end, they. In one of `period` passes it searches: it ranks these, what it kept, and the columns that
-    came since. The best m, the first of all and what follows the chosen ones are kept, `kept` int32 [num_layers,
-    m + budget + 3] with m >= budget: likewise. In between it ranks those and the columns that came since.
-    A count of 0: nothing is known yet. `phase` is a number of each pass. The mass of a leaf that is not in memory
-    counts `away` times where columns are chosen: one that has to be read displaces only what weighs clearly less.
-    """
-
-    keys: torch.Tensor
-    first: int
-    last: int
-    budget: int
-    scanned: torch.Tensor
-    kept: torch.Tensor
-    around: torch.Tensor | None = None
-    scan_period: int = 1
-    period: int = 1
-    away: float = 1.0
-
-    @property
-    def max_candidates(self) -> int:
-        """Columns that a scan leaves to be searched."""
-        return self.scanned.shape[1] - 2
-
-    def of(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        scale: float,
-        out: torch.Tensor,
-        turns: Turns | None,
-        phase: int,
-        where: torch.Tensor,
-        measured: torch.Tensor,
-        fixed: torch.Tensor,
-    ) -> int:
-        """Write one layer's choice for q float32 [1, Hq, D] to `out` int32 [>= budget]; how many.
-
-        Columns that are `fixed`, attended anyway, are not chosen; what falls on them counts as kept.
-        """
-        count = self.last - self.first
-        named = fixed[(fixed >= self.first) & (fixed < self.last)]
-        if count <= self.budget:
-            columns = torch.arange(self.first, self.last, dtype=torch.int32)
-            columns = columns[~torch.isin(columns, named)]
-            out[: len(columns)] = columns
-            return len(columns)
-        scanned, kept = self.scanned[layer], self.kept[layer]
-        searches = bool(kept[0] == 0 or (layer + phase) % self.period == 0)
-        share = layer * self.scan_period // len(self.kept)
-        is_long = count > self.max_candidates
-        scans = is_long and bool(scanned[0] == 0 or (share + phase) % self.scan_period == 0)
-        ranks_all = scans or (searches and not is_long)
-        if ranks_all:
-            searches, columns = True, torch.arange(self.first, self.last, dtype=torch.int32)
-        elif searches:
-            columns = self.searched(layer)
-        else:
-            columns = self._listed(kept)
-        bounds = self.first, self.last
-        mass = score_among(q, self.keys[layer], columns, self.around, *bounds, scale, turns)
-        if scans:
-            _note(scanned, _best_of(mass, columns, self.max_candidates), self.last)
-        weighed = torch.where(where.index_select(0, columns) < 0, mass * self.away, mass)
-        weighed[torch.isin(columns, named)] = -1.0
-        best = _best_of(weighed, columns, self.budget)
-        best = best[~torch.isin(best, named)]
-        if ranks_all:
-            lost = mass.sum() - mass[torch.cat((best, named)) - self.first].sum()
-            measured += torch.stack([1 - lost / q.shape[1], torch.ones(())])
-        if searches:
-            most = _best_of(mass, columns, len(kept) - 3 - self.budget)
-            most = torch.cat((most, torch.tensor([self.first]), best[best + 1 < self.last] + 1)).unique()
-            _note(kept, most, self.last)
-        out[: len(best)] = best
-        return len(best)
-
-    def searched(self, layer: int) -> torch.Tensor:
-        """What a search of the layer ranks between two scans: int32, ascending."""
-        kept = self.kept[layer]
-        known = self._listed(self.scanned[layer]), kept[2 : 2 + int(kept[0])]
-        columns: torch.Tensor = torch.cat(known).unique()
-        return columns[(columns >= self.first) & (columns < self.last)]
-
-    def _listed(self, row: torch.Tensor) -> torch.Tensor:
-        """What a row names, and the columns that came since."""
-        listed, end = row[2 : 2 + int(row[0])], min(int(row[1]), self.last)
-        return torch.cat((listed[listed < self.last], torch.arange(end, self.last, dtype=torch.int32)))
-
-
-def _note(row: torch.Tensor, columns: torch.Tensor, end: int) -> None:
-    """How many, the range's end, they."""
-    row[0], row[1] = len(columns), end
-    row[2 : 2 + len(columns)] = columns
-
-
-def _best_of(mass: torch.Tensor, columns: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` columns of most mass, ascending; all where there are fewer."""
-    return columns[mass.topk(min(count, len(columns))).indices].sort().values
 
 
 @dataclass(slots=True, eq=False)
@@ -287,7 +179,7 @@ class _Native:
             attend.scale,
             attend.measured.data_ptr(),
         )
-        choice = None if attend.choosing is None else _choice(one, attend.choosing)
+        choice = None if attend.choosing is None else native_choice(one, attend.choosing)
         return cls(tuple(layer.native for layer in layers), place, choice, (scratch, places))
 
 
@@ -327,37 +219,3 @@ def _pass_native(
             return hidden
         attend.reach(layer, attend.columns(layer))
         attends = True
-
-
-def _choice(one: LayerWeights, choosing: Choosing) -> tuple[int | float, ...]:
-    """What the native form is told of the choice."""
-    assert 0 <= choosing.first <= choosing.last <= choosing.keys.shape[1]
-    assert choosing.keys[0].is_contiguous()
-    assert choosing.kept.dtype is choosing.scanned.dtype is torch.int32
-    assert choosing.kept.stride(1) == choosing.scanned.stride(1) == 1
-    assert choosing.kept.shape[1] >= 2 * choosing.budget + 3
-    assert choosing.max_candidates >= choosing.budget
-    around = choosing.around
-    assert around is None or (around.dtype is torch.int32 and around.is_contiguous())
-    return (
-        choosing.first,
-        choosing.last - choosing.first,
-        one.num_heads,
-        one.num_kv_heads,
-        one.head_dim,
-        choosing.keys.shape[2],
-        choosing.keys.data_ptr(),
-        choosing.keys.stride(0),
-        choosing.budget,
-        choosing.max_candidates,
-        0 if around is None else around.data_ptr(),
-        0 if around is None else len(around),
-        choosing.scanned.data_ptr(),
-        choosing.scanned.stride(0),
-        choosing.kept.data_ptr(),
-        choosing.kept.stride(0),
-        choosing.kept.shape[1] - choosing.budget - 3,
-        choosing.scan_period,
-        choosing.period,
-        choosing.away,
-    )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgekv.bench import decode, machine
 from edgekv.bench.text import has_bindings
 from edgekv.errors import ModelLoadError
 from edgekv.runtime import Runtime
@@ -37,14 +38,19 @@ def test_prefill_runs_both_programs_at_each_context(bench):
     assert "flash attention on" in report["machine"]["peer"]
 
 
-def test_decode_without_a_peer_has_no_ratio(bench):
-    """A missing peer must not become a ratio of 1 or an error."""
+def test_decode_without_a_peer_has_no_ratio(bench, monkeypatch):
+    """A missing peer must not become a ratio of 1 or an error. Memory of before a run is not its floor."""
+    rates = iter([50e9, 2e9])  # at the start; right before the run
+    monkeypatch.setattr(machine, "memory_read_rate", lambda: next(rates))
+    monkeypatch.setattr(decode, "memory_read_rate", lambda: next(rates))
+    monkeypatch.setattr(decode, "decode_floor", lambda _, now, *__: 1e-5 / now["memory_read_gb_per_s"])
     code, report = bench("decode", "--context", "64", "--runs", "1")
     rows = rows_by_metric(report)
     assert code == 0
     assert rows["decode_tokens_per_s"]["peer"] is None
     assert rows["decode_tokens_per_s"]["ratio"] is None
-    assert 0 < rows["eta_decode"]["ours"] < 1
+    assert (report["machine"]["memory_read_gb_per_s"], rows["memory_read"]["ours"]) == (50.0, 2e9)
+    assert rows["eta_decode"]["ours"] == pytest.approx(rows["decode_tokens_per_s"]["ours"] * 1e-5 / 2)
     assert "peer" not in report["machine"]
 
 

@@ -266,20 +266,22 @@ def test_a_bundled_text_is_repeated_under_another_name():
 
 
 @pytest.mark.parametrize(
-    ("method", "columns", "want"),
+    ("method", "columns", "window", "want"),
     [
-        ("window", 4096, 0),
-        ("cascade", 256, 256 * 1176),
-        ("cascade", 1024, (1024 // 128 + (512 + 3 * 128) // 4) * 1176),
-        ("cascade", 4096, (4096 // 128 + (512 + 7 * 128) // 8) * 1176),
+        ("window", 4096, 8192, 0),
+        ("cascade", 256, 8192, 256 * 1176),
+        ("cascade", 1024, 1 << 20, (1024 // 128 + (512 + 3 * 128) // 4) * 1176),
+        ("cascade", 4096, 1 << 20, (4096 // 128 + (512 + 7 * 128) // 8) * 1176),
+        ("cascade", 4096, 8192, (4096 // 128 + (256 + 7 * 64) // 8) * 1176),
     ],
 )
-def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, want):
+def test_the_floor_counts_the_abstracts_that_a_method_reads(method, columns, window, want):
     """Guards eta_decode: a floor without the index flatters, one with all low-bit keys does so more."""
 
     class Fake:
         config = Config().replace({"selection": method})
         shape = type("Shape", (), {"num_layers": 30, "num_kv_heads": 3, "head_dim": 64, "leaf_bytes": 12288})
+        model = SimpleNamespace(decoder=SimpleNamespace(config=SimpleNamespace(context_length=window)))
 
     assert index_bytes_read(Fake, columns * 16) == want * 30
     assert np.isscalar(index_bytes_read(Fake, 16))

@@ -14,6 +14,7 @@ from edgekv.config import Config
 from edgekv.engine.build import load_model
 from edgekv.engine.selected import BESIDE_NAMED, SelectedAttention
 from edgekv.errors import PolicyError
+from edgekv.policies.selection import cascade
 from edgekv.policies.selection.cascade import Cascade
 
 BUDGET, WINDOW = 512, 128
@@ -215,3 +216,37 @@ def test_an_answer_across_the_trained_window(tmp_path_factory, form):
             assert len(result.token_ids) == 48
             assert result.attention.mean_tokens <= BUDGET
     loaded.front.close()
+
+
+def test_an_answer_goes_by_nodes_until_its_layers_scan(model, monkeypatch):
+    """Guards the time of a first token, in both forms: all layers scanned. And the next answer's quality, where
+    nothing is named: it ranks all columns again.
+    """
+    monkeypatch.setattr(cascade, "NODES_BESIDE", 2)
+    by_nodes, choosing = [], Cascade.choosing
+
+    def chosen(self, *args):
+        found = choosing(self, *args)
+        by_nodes.append(found.nodes is not None)
+        assert found.nodes is None or found.nodes.shape[:2] == (3, len(found.keys[0]) // 8)
+        return found
+
+    monkeypatch.setattr(Cascade, "choosing", chosen)
+    attended = []
+    for form in ("auto", "reference"):
+        with edgekv_kernels.forced(form), engine_on(model, **(FAR | {"budget": 512, "window": 64})) as engine:
+            engine._runner.selected._selector = Cascade(max_candidates=24, kept=24)
+            ids = said() + asked("first")
+            ask(engine, said(), max_tokens=1, durable=False)
+            by_nodes.clear()
+            first = ask(engine, ids, max_tokens=8, durable=False)
+            assert by_nodes
+            assert all(by_nodes)
+            assert dict(first.attention.most_read)[20 * 16] == 1
+            by_nodes.clear()
+            nothing = [*ids, *first.token_ids, *said()[-150:], *asked()]
+            second = ask(engine, nothing, max_tokens=4, durable=False)
+            assert by_nodes
+            assert not any(by_nodes)
+        attended.append((first.attention.mean_tokens, second.attention.mean_tokens))
+    assert attended[0] == attended[1]

@@ -14,10 +14,13 @@ from edgekv_kernels import (
     Turns,
     after_attend_,
     before_attend,
+    nodes_of_keys,
     pack_keys,
     pass_layers_,
     score_among,
+    score_nodes,
 )
+from edgekv_kernels.choosing import scan_turn
 
 LAYERS, COLUMNS, HEADS, KV_HEADS, DIM, HIDDEN, FFN = 3, 40, 6, 2, 32, 160, 96
 SCALE = DIM**-0.5
@@ -226,7 +229,7 @@ def test_the_best_are_kept(form, max_candidates):
         assert torch.equal(attend.choosing.kept, plain.choosing.kept)
         assert torch.equal(attend.choosing.scanned, plain.choosing.scanned)
         is_long = max_candidates == 8
-        turns = [is_long and (phase == 0 or (7 * i // LAYERS + phase) % 7 == 0) for i in range(LAYERS)]
+        turns = [is_long and (phase == 0 or (scan_turn(i, 7) + phase) % 7 == 0) for i in range(LAYERS)]
         found = [last if turns[i] or phase == 0 or (i + phase) % 4 == 0 else ends[i] for i in range(LAYERS)]
         ends = found
         scans = [last if turns[i] else (scans or [0] * LAYERS)[i] for i in range(LAYERS)]
@@ -237,6 +240,57 @@ def test_the_best_are_kept(form, max_candidates):
         ranked_all = turns if is_long else [phase == 0 or (i + phase) % 4 == 0 for i in range(LAYERS)]
         assert attend.measured[1] - measured == sum(ranked_all)
         measured = int(attend.measured[1])
+
+
+def test_a_layer_that_knows_nothing_goes_by_nodes(form):
+    """Guards an answer's first token behind a long conversation, where scans of all layers took as long as five
+    tokens: only layers whose turn it is rank everything, and only they tell the share that is kept.
+    """
+    passes, found = [token_pass(budget=4, max_candidates=8, turned=True) for _ in range(2)], {}
+    c = passes[0].choosing
+    with edgekv_kernels.forced("reference"):
+        nodes = torch.stack([nodes_of_keys(keys[: COLUMNS // 8 * 8], KV_HEADS, DIM) for keys in c.keys])
+    edges = {*range(1, 8), *range((COLUMNS - 3) // 8 * 8, COLUMNS - 3)}
+    hidden, layers, cos, sin = inputs()
+    for each in passes:
+        each.choosing = replace(each.choosing, nodes=nodes, num_promising=1, period=3, scan_period=1000)
+        each.phase = 1  # the turn of layer 2
+    for index, one in enumerate(layers):
+        q, k, v = before_attend(hidden, one, cos, sin)
+        promise = score_nodes(q, nodes[index], 1, (COLUMNS - 3) // 8, SCALE, passes[0].turns)
+        best = 1 + int(promise.argmax())
+        found[index] = edges | set(range(8 * best, 8 * best + 8))
+        after_attend_(hidden, passes[0](index, q, k, v), one)
+    pass_layers_(*inputs(), passes[1])
+    for phase in (1, 2):
+        for index in range(LAYERS):
+            assert torch.equal(passes[1].columns(index), passes[0].columns(index))
+        plain, attend = (each.choosing for each in passes)
+        assert torch.equal(attend.scanned, plain.scanned)
+        assert torch.equal(attend.kept, plain.kept)
+        assert attend.scanned[:, 0].tolist() == [8] * LAYERS
+        for index in (0, 1):
+            assert set(attend.scanned[index, 2:].tolist()) <= found[index]
+        assert passes[1].measured.tolist() == pytest.approx(passes[0].measured.tolist(), abs=1e-3)
+        assert passes[1].measured[1] == 1
+        if phase == 1:
+            for each in passes:
+                each.phase, each.native = 2, None  # all know something: layer 1 searches what was left
+            plainly(form, passes[0])
+            pass_layers_(*inputs(), passes[1])
+
+
+@pytest.mark.parametrize(("layers", "period"), [(30, 256), (16, 128), (32, 64)])
+def test_layers_that_scan_one_after_the_other_lie_apart(layers, period):
+    """Guards the share of attention that an answer says it kept: a quarter of the tokens of a period must scan
+    layers of all depths, as a shallow one keeps half of what a deep one does; and no token scans them all.
+    """
+    turns = [scan_turn(layer, period) for layer in range(layers)]
+    assert max(turns.count(turn) for turn in turns) <= 2
+    for start in range(0, period, 5):
+        some = [i for i in range(layers) if (turns[i] - start) % period < period // 4]
+        assert layers // 4 - 2 <= len(some) <= layers // 4 + 3
+        assert max(some) - min(some) >= layers // 2, some
 
 
 def test_the_share_of_attention_that_is_kept(form):

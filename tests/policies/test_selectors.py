@@ -9,7 +9,7 @@ import torch
 import edgekv_kernels as kernels
 from edgekv.config import FIELDS, Config
 from edgekv.policies.selection import cascade
-from edgekv.policies.selection.cascade import Cascade
+from edgekv.policies.selection.cascade import CANDIDATES_BESIDE, KEPT_BESIDE, Cascade
 from edgekv.policies.selection.heavy import Heavy
 from edgekv.policies.selection.leoam import Leoam
 from edgekv.policies.selection.methods import SELECTORS
@@ -43,6 +43,10 @@ class Made:
     @property
     def all_keys(self):
         return self.keys(0)[None]
+
+    @property
+    def all_nodes(self):
+        return self._nodes[None]
 
     @property
     def num_absent(self):
@@ -130,6 +134,35 @@ def test_a_needle_in_an_unpromising_node():
     later = step_of(abstracts, q, range(1, 99), 4)
     assert 43 in chosen(selector, later)
     assert selector.choosing(abstracts, step.columns, 4, step.around).scanned[0, 1] == 97, "not again"
+
+
+def test_fewer_are_ranked_beside_what_is_named():
+    """Guards a token's time: ranking for the few columns beside the named ones took as long as for a whole budget.
+    And the next question's quality: where that names nothing, its answer ranks as many as ever.
+    """
+    abstracts = Made(torch.zeros(700, HEADS, 16, DIM))
+    nothing = torch.empty(0, dtype=torch.int32)
+    selector, columns = Cascade(words=set), range(1, 680)
+    ids = [5] * 16 * 700
+    ids[16 * 300] = 7
+
+    def sizes(num_columns):
+        choosing = selector.choosing(abstracts, columns, num_columns, nothing)
+        return choosing.max_candidates, choosing.kept.shape[1] - num_columns - 3, choosing.nodes is None
+
+    assert sizes(16) == (512, 128, True)
+    assert 300 in selector.named(ids, [7], columns, 8)
+    assert sizes(16) == (CANDIDATES_BESIDE, KEPT_BESIDE, False)
+    assert sizes(40) == (CANDIDATES_BESIDE, 80, False), "twice what is chosen at least"
+    assert not len(selector.named(ids, [8], columns, 8))
+    assert sizes(40) == (512, 128, True)
+    assert len(selector.named(ids, [7], columns, 8))
+    step = step_of(abstracts, torch.randn(3, HEADS * GROUP, DIM), columns, 16)
+    chosen(selector, step)
+    assert sizes(16)[2], "a question that was answered by mass"
+    assert len(selector.named(ids, [7], columns, 8))
+    selector.reset()
+    assert sizes(16)[2], "another conversation"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """The default: low-bit keys rank what a scan of all of them left (kv-path: selection).
 
-A scan ranks every column. It takes place where the last tokens of a prompt are read (of one that names something
-beyond the trained window: at its answer's first token), then for each layer once in
+A scan ranks every column. It takes place where the last tokens of a prompt are read, then for each layer once in
 `SCAN_EVERY` tokens. In between only its best are searched, and between two searches only the best of these; where a
 search takes in all columns there are, each token makes one. Nodes
 of 8 leaves were the first sieve once: at 16,000 tokens they put a passkey that the keys rank among the first 50
 into the worse half; at 32,000 a search by them chose 0.87 of the mass that is best, one of a scan's best 0.89. They
 still serve the blocks of a long prompt, which scans would make quadratic, and a question to a conversation whose
 keys are on disk. There a few layers scan all the same and lend the others the nodes of their best columns: what one
-layer finds sharp is what others look for (docs/selection.md). Beyond the trained window a question goes by words
-first.
+layer finds sharp is what others look for (docs/selection.md).
+
+Beyond the trained window a question goes by words. What its answer chooses beside the columns that these name is
+little, so less is ranked for it, and at its first token most layers go by nodes until their turn to scan comes.
 
 Sink and window take part in each head's softmax: without them heads that look nowhere else counted as much as those
 that look far, and a needle was lost. Every token is ranked for: every second one only halved the time and lost a
@@ -47,6 +48,10 @@ MIN_LENDERS = 2
 LENDERS_BYTES = 12 << 20  # of keys that they read in all, if there are more of them
 LENT_NODES = 48  # by all of them
 KEPT = 128  # columns that are ranked between two searches
+# Of an answer that reads what its question's words name, and chooses few columns beside these:
+CANDIDATES_BESIDE = 256
+KEPT_BESIDE = 64
+NODES_BESIDE = 32  # whose columns are ranked at its first token, by layers whose turn to search comes later
 MARGIN = 2  # at least so many times the columns to choose, of candidates and of those kept
 
 
@@ -105,9 +110,12 @@ class Cascade(Selector):
     _lent: Tensor = field(default_factory=_no_columns)  # of the pass at hand
     _scanned: Tensor = field(default_factory=_rows)  # both of `Choosing`
     _kept: Tensor = field(default_factory=_rows)
+    _has_named: bool = False  # whether words decided what the last question's pass read
 
     def select(self, step: Step) -> int:
         """See `Selector`."""
+        if len(step.q) > 1:
+            self._has_named = False  # a prompt that goes by mass
         self._make_room(step.layer + 1, step.num_columns)
         lending = self._lenders(step)
         if step.is_block or (lending and step.layer not in lending):
@@ -131,9 +139,10 @@ class Cascade(Selector):
     def named(
         self, token_ids: Sequence[int], asked: Sequence[int], columns: range, num_columns: int
     ) -> Tensor:
-        """See `Selector`. What earlier questions found is forgotten: the answer's first token scans."""
+        """See `Selector`. What earlier questions found is forgotten: the answer's first token looks anew."""
         found = torch.from_numpy(named_columns(token_ids, asked, columns, num_columns, self.words))
-        if len(found):
+        self._has_named = len(found) > 0
+        if self._has_named:
             self._scanned.zero_()
             self._kept.zero_()
         return found
@@ -144,18 +153,25 @@ class Cascade(Selector):
         """See `Selector`."""
         if abstracts.num_absent:
             return None
-        keys = abstracts.all_keys
+        keys, nodes = abstracts.all_keys, None
         self._make_room(len(keys), num_columns)
+        most, kept = self._scanned.shape[1] - 2, self._kept.shape[1] - num_columns - 3
+        if self._has_named and len(columns) > self.max_candidates:
+            nodes = abstracts.all_nodes
+            most = min(most, max(CANDIDATES_BESIDE, MARGIN * num_columns))
+            kept = min(kept, max(KEPT_BESIDE, MARGIN * num_columns))
         return kernels.Choosing(
             keys=keys,
             first=columns.start,
             last=columns.stop,
             budget=num_columns,
-            scanned=self._scanned,
-            kept=self._kept,
+            scanned=self._scanned[:, : most + 2],
+            kept=self._kept[:, : kept + num_columns + 3],
             around=around,
+            nodes=nodes,
+            num_promising=NODES_BESIDE,
             scan_period=scan_period(len(columns), self.scan_every),
-            period=search_period(len(columns), self.search_every, self._scanned.shape[1] - 2),
+            period=search_period(len(columns), self.search_every, most),
         )
 
     def _make_room(self, num_layers: int, num_columns: int) -> None:
@@ -236,6 +252,7 @@ class Cascade(Selector):
 
     def reset(self) -> None:
         """See `Selector`."""
+        self._has_named = False
         self._winners.clear()
         self._scanned.zero_()
         self._kept.zero_()

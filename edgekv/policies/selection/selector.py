@@ -39,6 +39,11 @@ class AbstractsLike(Protocol):
         """`keys` of all layers, uint8 `[num_layers, num_columns, key_bytes]`, rows of a layer contiguous."""
         ...
 
+    @property
+    def all_nodes(self) -> Tensor:
+        """`nodes` of all layers, uint8 `[num_layers, num_columns // 8, node_bytes]`, rows of a layer contiguous."""
+        ...
+
     def ensure(self, layer: int, columns: NDArray[np.integer]) -> None:
         """Bring the keys of `columns` from disk where they are not here."""
         ...

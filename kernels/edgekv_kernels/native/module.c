@@ -319,7 +319,8 @@ KERNEL(select_leaves) {
     ARGS(26)
     score_job job = score_job_of(args, 6);
     choice want = {.out = POINTER(15), .mass = POINTER(16), .budget = INTEGER(17), .nodes = POINTER(18),
-                   .num_nodes = INTEGER(19), .max_candidates = INTEGER(20), .extra = POINTER(21),
+                   .num_nodes = INTEGER(19), .max_candidates = INTEGER(20),
+                   .num_promising = INTEGER(20) / NODE, .extra = POINTER(21),
                    .num_extra = INTEGER(22), .around = POINTER(24), .num_around = INTEGER(25)};
     job.alpha = REAL(23);
     NO_ERROR;
@@ -334,7 +335,7 @@ KERNEL(select_leaves) {
    turns, turn_width, turn_of, interleaved; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
    fixed, num_fixed, listed, counts, listed_stride, slots (and as many rows of turns), scale, measured; then None or one of the choice: first,
    count, heads, kv_heads, dim, keys' width, keys, keys_stride, budget, max_candidates, around, num_around, scanned,
-   scanned_stride, kept, kept_stride, keep, scan_period, period, away
+   scanned_stride, kept, kept_stride, keep, scan_period, period, away, nodes, nodes_stride, num_nodes, num_promising, alpha
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
     ARGS(13)
@@ -370,6 +371,8 @@ KERNEL(pass_layers) {
                            .num_fixed = p.num_fixed, .measured = measured};
         c->scanned = POINTER(12), c->scanned_stride = INTEGER(13), c->kept = POINTER(14), c->kept_stride = INTEGER(15);
         c->scan_period = INTEGER(17), c->period = INTEGER(18);
+        c->nodes = POINTER(20), c->nodes_stride = INTEGER(21);
+        c->want.num_nodes = INTEGER(22), c->want.num_promising = INTEGER(23), c->job.alpha = REAL(24);
     }
     NO_ERROR;
     Py_BEGIN_ALLOW_THREADS

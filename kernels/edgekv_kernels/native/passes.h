@@ -53,8 +53,8 @@ static int run_attend(attend_job *job) {
 typedef struct {
     score_job job;  /* q, rows and out are the layer's, set here */
     choice want;
-    const uint8_t *keys;
-    long keys_stride;
+    const uint8_t *keys, *nodes; /* nodes: NULL, or what a layer that knows nothing goes by */
+    long keys_stride, nodes_stride;
     int32_t *scanned, *kept; /* [layers][...]: as `choice` has them; a count of 0: none yet */
     long scanned_stride, kept_stride;
     long scan_period, period, phase; /* the token's number; layers take turns to scan and to search */
@@ -86,12 +86,17 @@ typedef struct {
     long stopped; /* out: the layer that misses leaves, or `last`; -1: no scratch memory */
 } token_pass;
 
-static int what_to_rank(const token_pass *p, long layer, const choice *want) {
+/* Sets want->nodes where only the columns of promising ones are to be scanned. */
+static int what_to_rank(const token_pass *p, long layer, choice *want) {
     const choosing *c = &p->choice;
-    int searches = want->kept[0] == 0 || (layer + c->phase) % c->period == 0;
+    int in_turn = (layer + c->phase) % c->period == 0, searches = want->kept[0] == 0 || in_turn;
     if (c->job.count <= want->max_candidates) return searches ? SCAN : AGAIN; /* all are candidates */
-    long share = layer * c->scan_period / p->num_layers; /* evenly spread: a scan reads much */
-    if (want->scanned[0] == 0 || (share + c->phase) % c->scan_period == 0) return SCAN;
+    long turn = layer * 40503 % 65536 * c->scan_period / 65536; /* see choosing.py: scan_turn */
+    if ((turn + c->phase) % c->scan_period == 0) return SCAN;
+    if (want->scanned[0] == 0) {
+        if (c->nodes && !in_turn) want->nodes = c->nodes + layer * c->nodes_stride;
+        return SCAN;
+    }
     return searches ? SEARCH : AGAIN;
 }
 

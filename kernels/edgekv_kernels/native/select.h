@@ -73,6 +73,7 @@ typedef struct {
     const uint8_t *nodes;
     const int32_t *extra, *around;
     long budget, num_nodes, max_candidates, num_extra, num_around;
+    long num_promising; /* nodes whose columns are ranked */
     int what;
     int32_t *scanned; /* NULL, or room for the best of a scan, `max_candidates`: how many, the range's end, they */
     int32_t *kept;    /* NULL, or the same for what is ranked until the next search */
@@ -105,7 +106,7 @@ static int mark_candidates(const scorer *by, const score_job *job, const choice 
     memset(marks, 0, (size_t)job->count);
     memset(marks, 1, (size_t)(first_node * NODE - first));
     memset(marks + last_node * NODE - first, 1, (size_t)(last - last_node * NODE));
-    long kept = best_of(mass, nodes.count, want->max_candidates / NODE, scratch, found);
+    long kept = best_of(mass, nodes.count, want->num_promising, scratch, found);
     for (long i = 0; i < kept; i++) memset(marks + (first_node + found[i]) * NODE - first, 1, NODE);
     for (long i = 0; i < want->num_extra; i++)
         if (want->extra[i] >= first && want->extra[i] < last) marks[want->extra[i] - first] = 1;
@@ -195,7 +196,7 @@ static long select_best(const scorer *by, score_job *job, const choice *want) {
     }
     if (want->kept && want->what != AGAIN)
         mark_best(job, mass, candidates, want->keep, marks, n, first, scratch, found);
-    int measures = want->measured && want->what == SCAN;
+    int measures = want->measured && want->what == SCAN && !job->columns;
     double lost = 0;
     for (long i = 0; measures && i < candidates; i++) lost += mass[i];
     for (long i = 0; i < want->num_fixed; i++) {
