@@ -335,7 +335,8 @@ KERNEL(select_leaves) {
    turns, turn_width, turn_of, interleaved; a tuple of what is the same for the next token: qkv, attended, lse, pool, where, where_stride, written, writes,
    fixed, num_fixed, listed, counts, listed_stride, slots (and as many rows of turns), scale, measured; then None or one of the choice: first,
    count, heads, kv_heads, dim, keys' width, keys, keys_stride, budget, max_candidates, around, num_around, scanned,
-   scanned_stride, kept, kept_stride, keep, scan_period, period, away, nodes, nodes_stride, num_nodes, num_promising, alpha
+   scanned_stride, kept, kept_stride, keep, scan_period, period, away, nodes, nodes_stride, num_nodes, num_promising,
+   alpha
    -> the layer that misses leaves, or the number of layers */
 KERNEL(pass_layers) {
     ARGS(13)
